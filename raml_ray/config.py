@@ -1,0 +1,243 @@
+"""The configuration tree: frozen, two levels deep, one dotted name per setting.
+
+A setting's dotted name (`grpo.num_updated`) is the same on the command line, in a Tune search space, in MLflow's
+parameters and in errors. Importing this module costs pydantic alone, so that `--help` and errors answer at once.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self, get_args
+
+from pydantic import Field, ValidationError, model_validator
+
+from raml_ray.settings import (
+    AnalyzeConfig,
+    BaseConfig,
+    ClusterConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    GrpoConfig,
+    MiniatureConfig,
+    PolicyConfig,
+    PromptConfig,
+    ReportConfig,
+    Settings,
+    SftConfig,
+    TrackingConfig,
+    TrainConfig,
+    VerifyConfig,
+)
+
+Stage = Literal["base", "generate", "verify", "sft", "grpo", "evaluate", "analyze", "report"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+class ConfigError(ValueError):
+    """A setting, preset or step that a person can correct; the message says how."""
+
+
+class Step(Settings):
+    """One named step of a run: a stage, the earlier steps it builds on, and what it sets differently."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    stage: Stage
+    policy: str = ""
+    """The step whose policy this one takes; empty is `policy.path`."""
+    data: tuple[str, ...] = ()
+    """The steps whose tables this one takes; empty is the question set `data.path`."""
+    overrides: dict[str, Any] = {}
+    """Dotted settings that hold in this step only."""
+
+
+class Config(Settings):
+    """Everything that decides what a run does."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's name: its folder under `root`."""
+    root: str = "runs"
+    """Where runs are kept: a local folder or an fsspec URL."""
+    seed: int = Field(0, ge=0)
+    steps: tuple[Step, ...] = ()
+
+    miniature: MiniatureConfig = MiniatureConfig()
+    base: BaseConfig = BaseConfig()
+    data: DataConfig = DataConfig()
+    policy: PolicyConfig = PolicyConfig()
+    prompt: PromptConfig = PromptConfig()
+    engine: EngineConfig = EngineConfig()
+    generate: GenerateConfig = GenerateConfig()
+    verify: VerifyConfig = VerifyConfig()
+    train: TrainConfig = TrainConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    analyze: AnalyzeConfig = AnalyzeConfig()
+    report: ReportConfig = ReportConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check_settings_that_depend_on_each_other(self) -> Self:
+        if self.grpo.num_updated > self.grpo.num_trajectories:
+            raise ValueError(
+                f"grpo.num_updated={self.grpo.num_updated} exceeds grpo.num_trajectories={self.grpo.num_trajectories}:"
+                " only sampled trajectories can be updated on"
+            )
+        if self.evaluate.k > self.evaluate.num_samples:
+            raise ValueError(
+                f"evaluate.k={self.evaluate.k} exceeds evaluate.num_samples={self.evaluate.num_samples}:"
+                " k of n cannot be drawn from fewer than k samples"
+            )
+        if self.miniature.deeper_operands > self.miniature.num_slots:
+            raise ValueError(
+                f"miniature.deeper_operands={self.miniature.deeper_operands} exceeds"
+                f" miniature.num_slots={self.miniature.num_slots}: every operand needs a slot"
+            )
+        if self.base.hidden_size % self.base.num_heads:
+            raise ValueError(
+                f"base.hidden_size={self.base.hidden_size} is no multiple of base.num_heads={self.base.num_heads}"
+            )
+        self._check_steps()
+        return self
+
+    def _check_steps(self) -> None:
+        seen: set[str] = set()
+        for step in self.steps:
+            if step.name in seen:
+                raise ValueError(f"steps: two are named {step.name!r}; a step's name is its folder")
+            for other in (step.policy, *step.data):
+                if other and other not in seen:
+                    raise ValueError(
+                        f"steps: {step.name!r} builds on {other!r}, which is no earlier step"
+                        + _hint(other, sorted(seen))
+                    )
+            seen.add(step.name)
+
+    def step(self, name: str) -> Step:
+        """The step of that name. Raises: ConfigError with the nearest name."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        names = [step.name for step in self.steps]
+        raise ConfigError(f"no step {name!r} in run {self.name!r}{_hint(name, names)}; it has: {', '.join(names)}")
+
+    def for_step(self, name: str) -> "Config":
+        """The configuration that holds inside a step: this one with the step's overrides."""
+        return override(self, self.step(name).overrides)
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def flatten(config: Settings, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value, of every setting (a mapping or a list is one leaf)."""
+    flat: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Settings):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy with dotted settings changed, validated as a whole. One entry of a mapping is `data.columns.problem`.
+
+    Raises: ConfigError that names each unknown setting with the nearest known one, or each value that does not fit.
+    """
+    tree = config.model_dump(mode="python")
+    known = flatten(config)
+    for name, value in changes.items():
+        parts = name.split(".")
+        entry = ".".join(parts[:2])
+        if name in known:
+            path = parts
+        elif len(parts) > 2 and isinstance(known.get(entry), dict):
+            path = [*parts[:2], ".".join(parts[2:])]
+        elif name in type(config).model_fields:
+            raise ConfigError(f"{name!r} is a group of settings, not one: set {name}.SETTING=VALUE")
+        else:
+            raise ConfigError(f"no setting {name!r}{_hint(name, list(known))}")
+        node = tree
+        for part in path[:-1]:
+            node[part] = dict(node[part])
+            node = node[part]
+        node[path[-1]] = value
+    return validated(tree)
+
+
+def validated(tree: Mapping[str, Any]) -> Config:
+    """The tree as a Config. Raises: ConfigError with one line per value that does not fit."""
+    try:
+        return Config.model_validate(dict(tree))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _explain(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = list(flatten(Config()))
+        return f"no setting {name!r}{_hint(name, known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name}={problem['input']!r}: {message}" if name else message
+
+
+def parse_assignments(arguments: Sequence[str]) -> dict[str, Any]:
+    """`name=value` words as a mapping. A value that starts like JSON (`[`, `{`, a quote, `null`) is read as JSON."""
+    changes: dict[str, Any] = {}
+    for argument in arguments:
+        name, sign, text = argument.partition("=")
+        if not sign or not name:
+            raise ConfigError(f"{argument!r} is not of the form name=value (for example grpo.num_updated=4)")
+        if text == "null" or text[:1] in ("[", "{", '"'):
+            try:
+                changes[name] = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{name}: {text!r} is not JSON: {error}") from None
+        else:
+            changes[name] = text
+    return changes
+
+
+def dump(config: Settings) -> str:
+    """The configuration as JSON, usable as a preset."""
+    return config.model_dump_json(indent=2)
+
+
+def load(text: str, source: str) -> Config:
+    """The Config of a config.json. Raises: ConfigError if it is none."""
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source} holds no configuration: expected an object, got {type(tree).__name__}")
+    return validated(tree)
+
+
+def fingerprint(values: Any) -> str:
+    """Twelve hex digits of the values' canonical JSON."""
+    text = json.dumps(values, sort_keys=True, default=_jsonable)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{value!r} has no canonical JSON")
+
+
+def differences(old: Config, new: Config) -> Iterator[str]:
+    """One line per setting that differs, `name: old -> new`."""
+    was, now = flatten(old), flatten(new)
+    for name in sorted(was.keys() | now.keys()):
+        if was.get(name) != now.get(name):
+            yield f"{name}: {was.get(name)!r} -> {now.get(name)!r}"

@@ -1,0 +1,310 @@
+"""The settings nodes, one per stage and one per thing that several stages share. Only `config.py` assembles them."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Immutable, typo-proof base of every node; the text under a field is its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class MiniatureConfig(Settings):
+    """The embedded task: plain sums over a fixed number of slots, one token per slot."""
+
+    num_slots: int = Field(6, ge=3, le=12)
+    """Slots of one line; a question fills the rightmost ones."""
+    num_operands: int = Field(5, ge=2)
+    """Operands of a training and of an in-domain question."""
+    deeper_operands: int = Field(6, ge=2)
+    """Operands of a question of the `deeper` set: more reduction steps than any SFT or GRPO question needs."""
+    num_train: int = Field(128, ge=1)
+    """Questions that trajectories are drawn for and policies are trained on."""
+    num_eval: int = Field(60, ge=1)
+    """Questions of each evaluation set; none occurs among the training questions."""
+    reflection_probability: float = Field(0.08, ge=0, le=1)
+    """Chance, per step of an oracle trajectory, of a slip that the next line corrects after `Wait`."""
+    verification_probability: float = Field(0.1, ge=0, le=1)
+    """Chance that an oracle trajectory checks its result by a second pass after `Alternatively`."""
+
+
+class BaseConfig(Settings):
+    """How the miniature's base policy is trained from scratch."""
+
+    num_steps: int = Field(900, ge=1)
+    batch_size: int = Field(64, ge=1)
+    """Documents of one optimizer step."""
+    muon_learning_rate: float = Field(1e-2, gt=0)
+    """Of the hidden two-dimensional matrices."""
+    learning_rate: float = Field(3e-3, gt=0)
+    """AdamW's, of everything else."""
+    warmup_steps: int = Field(20, ge=0)
+    slip_probability: float = Field(0.12, ge=0, le=1)
+    """Chance, per step of a training document, of an uncorrected error: what leaves SFT and RL something to teach."""
+    early_answer_fraction: float = Field(0.2, ge=0, le=1)
+    """Share of chat documents whose thinking is cut anywhere and answered at once: calibrates L-hat's probe."""
+    hidden_size: int = Field(96, ge=32)
+    num_layers: int = Field(4, ge=1)
+    num_heads: int = Field(3, ge=1)
+    """hidden_size / num_heads must be a head size that vLLM's CPU attention knows: 32, 64, 80, 96, 112, 128."""
+    num_kv_heads: int = Field(1, ge=1)
+    intermediate_size: int = Field(288, ge=32)
+    num_threads: int = Field(2, ge=1)
+
+
+class DataConfig(Settings):
+    """Where questions (and published trajectories) come from, and which columns hold what."""
+
+    path: str = ""
+    """`miniature:train`, a jsonl or Parquet file, folder or fsspec URL, or `hf:OWNER/NAME` for a Hugging Face data set."""
+    subset: str = ""
+    """Configuration name of a Hugging Face data set."""
+    split: str = "train"
+    """Split of a Hugging Face data set."""
+    revision: str = ""
+    """Commit of a Hugging Face data set."""
+    columns: dict[str, str] = {}
+    """Our name -> the source's column (dots descend into records), for question_id, problem, answer, domain, level."""
+    answer_pattern: str = ""
+    """Regular expression whose first group is the gold answer inside the answer column; the last match counts. Empty: whole column."""
+    texts: dict[str, str] = {}
+    """Policy name -> column that holds its published trajectory (a text, or a list of texts), for generate.source=import."""
+    labels: dict[str, str] = {}
+    """Policy name -> column that holds the published verdict of each such trajectory; compared with ours by `verify`."""
+    limit: int = Field(0, ge=0)
+    """Questions taken, from the first; 0 is all."""
+    max_rejected_fraction: float = Field(0.01, ge=0, le=1)
+    """A stage stops when a larger share of its rows had to be set aside."""
+
+
+class PolicyConfig(Settings):
+    """A policy that no step of the run makes."""
+
+    path: str = ""
+    """Folder or Hugging Face name of a causal LM; what steps without a `policy` step start from."""
+    revision: str = ""
+    """Commit of a Hugging Face model."""
+    random_init: bool = False
+    """Start from random weights of the folder's config.json instead of its weights."""
+
+
+class PromptConfig(Settings):
+    """How a question becomes prompt tokens."""
+
+    template: Literal["chat", "plain"] = "chat"
+    """`chat`: the tokenizer's chat template; `plain`: the text of `instruction` as it is."""
+    system: str = ""
+    """System turn; empty leaves it out."""
+    instruction: str = "{problem}"
+    """The user turn; `{problem}` is replaced by the question."""
+    thinking: bool = True
+    """Passed to the chat template as `enable_thinking`."""
+    response_prefix: str = ""
+    """Text that every response is made to begin with (a no-thinking delimiter, say)."""
+
+
+class EngineConfig(Settings):
+    """One vLLM engine."""
+
+    kind: Literal["vllm", "scripted"] = "vllm"
+    """`scripted` answers deterministic text from the seed, without a model: for tests and the pipeline's own benchmarks."""
+    cpus_per_engine: int = Field(1, ge=1)
+    gpus_per_engine: float = Field(0, ge=0)
+    tensor_parallel_size: int = Field(1, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_model_len: int = Field(512, ge=2)
+    """Tokens of prompt and response together."""
+    max_num_seqs: int = Field(256, ge=1)
+    """Sequences that one engine decodes at once."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """Key-value cache of an engine on CPU, GiB."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    enforce_eager: bool = True
+    start_timeout_s: float = Field(300, gt=0)
+    """An engine that is not up by then fails the step."""
+    request_timeout_s: float = Field(600, gt=0)
+    """A call to an engine that has not answered by then counts as a dead engine."""
+
+
+class GenerateConfig(Settings):
+    """Trajectories for every question (Ray Data over engines), or taken over from elsewhere."""
+
+    source: Literal["policy", "import", "oracle"] = "policy"
+    """`policy`: sampled by vLLM; `import`: published texts (data.texts); `oracle`: the miniature's own solutions."""
+    num_engines: int = Field(1, ge=1)
+    num_samples: int = Field(8, ge=1)
+    """Trajectories per question."""
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1)
+    """-1 is off."""
+    max_tokens: int = Field(128, ge=1)
+    """Response tokens."""
+    shard_questions: int = Field(64, ge=1)
+    """Questions of one shard: the unit of commit and of work lost to a kill."""
+    oracle_length: Literal["long", "short"] = "long"
+    """The oracle reduces one pair of operands per line (`long`) or two."""
+
+
+class VerifyConfig(Settings):
+    """Judging final answers (math-verify in killable processes)."""
+
+    num_workers: int = Field(2, ge=1)
+    """Judge processes per node."""
+    cpu_seconds: float = Field(2.0, gt=0)
+    """CPU time that the kernel grants one item, seconds; more is the verdict `timeout`."""
+    wall_seconds: float = Field(20.0, gt=0)
+    """Guard against a judge that sleeps instead of computing, seconds."""
+    max_answer_chars: int = Field(2000, ge=1)
+    """A longer final answer is compared as a string only."""
+    answer_pattern: str = ""
+    r"""Regular expression whose first group is the final answer of a trajectory; the last match counts. Empty: the last `\boxed{}`."""
+    max_failed_fraction: float = Field(0.05, ge=0, le=1)
+    """The step stops when a larger share of verdicts is `timeout` or `error`."""
+
+
+class TrainConfig(Settings):
+    """What the learners of `sft` and `grpo` share."""
+
+    strategy: Literal["fsdp", "deepspeed"] = "fsdp"
+    num_workers: int = Field(1, ge=1)
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of parameters during forward and backward; optimizer state and losses are float32 always."""
+    max_tokens_per_micro_batch: int = Field(8192, ge=1)
+    """Token budget (padding included) of one forward and backward pass."""
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Optimizer steps (SFT) or policy versions (GRPO) between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    max_failures: int = Field(3, ge=0)
+    """Restarts of the worker group from its last checkpoint."""
+    start_timeout_s: float = Field(120, gt=0)
+    """A worker group that is not up by then counts as a controller failure, of which five end the step."""
+    collective_timeout_s: float = Field(300, gt=0)
+
+
+class SftConfig(Settings):
+    """Supervised fine-tuning on verified trajectories: off-policy inner-loop paths."""
+
+    num_trajectories: int = Field(32, ge=1)
+    """Distinct correct trajectories per question, the support-set size n (paper, Fig. 8)."""
+    pad_to: int = Field(64, ge=1)
+    """Of a question's first so many trajectories the correct ones are counted; resampling pads to that count, whatever n."""
+    policies: tuple[str, ...] = ()
+    """Only trajectories of these policies (by policy_id's name part); empty takes all."""
+    batch_size: int = Field(64, ge=1)
+    """Trajectories of one optimizer step, over all workers."""
+    num_epochs: float = Field(2, gt=0)
+    max_steps: int = Field(0, ge=0)
+    """Stops earlier; 0 is off."""
+    learning_rate: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    max_length: int = Field(512, ge=2)
+    """Longer examples (prompt and response tokens) are set aside and counted."""
+
+
+class GrpoConfig(Settings):
+    """Reinforcement learning on sampled trajectories: on-policy inner-loop paths."""
+
+    num_steps: int = Field(15, ge=1)
+    """Policy versions to make."""
+    questions_per_step: int = Field(8, ge=1)
+    num_trajectories: int = Field(32, ge=2)
+    """Trajectories sampled per question, G. One trajectory has no group to be compared with."""
+    num_updated: int = Field(32, ge=1)
+    """Of those G, how many enter the policy loss (paper: num_update_sample_per_prompt); advantages come from all G."""
+    selection: Literal["random"] = "random"
+    """How the updated ones are chosen."""
+    advantage: Literal["standardized", "centered"] = "standardized"
+    """Reward minus the group's mean, over its standard deviation (GRPO) or not (Dr. GRPO)."""
+    num_minibatches: int = Field(2, ge=1)
+    """Optimizer steps per policy version."""
+    learning_rate: float = Field(5e-4, gt=0)
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.28, gt=0)
+    tis_cap: float = Field(2.0, ge=0)
+    """Truncated importance sampling between rollout engine and learner: largest weight; 0 is off."""
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(96, ge=1)
+    num_engines: int = Field(1, ge=1)
+    max_staleness: Literal[0] = 0
+    """0: synchronous; each trajectory is sampled by the very policy that it updates."""
+    sync_tolerance: float = Field(1e-4, gt=0)
+    """Largest difference of engine and learner log-probabilities on the probe after a weight sync (nats)."""
+    sync_check_every: int = Field(1, ge=1)
+    """Syncs between such comparisons; the first is always compared."""
+    sample_timeout_s: float = Field(600, gt=0)
+    """A step's trajectories must be there by then."""
+
+
+class EvaluateConfig(Settings):
+    """Pass@k, G-Pass@k and mG-Pass@k on question sets."""
+
+    sets: dict[str, str] = {}
+    """Name -> question set, each as `data.path`."""
+    num_samples: int = Field(16, ge=1)
+    """Trajectories per question, n."""
+    k: int = Field(8, ge=1)
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1)
+    max_tokens: int = Field(128, ge=1)
+    num_engines: int = Field(1, ge=1)
+    num_bootstrap: int = Field(2000, ge=100)
+    """Resamples of the questions behind each interval."""
+    limit: int = Field(0, ge=0)
+    """Questions of each set, from the first; 0 is all."""
+
+
+class AnalyzeConfig(Settings):
+    """L-hat of every token of chosen trajectories."""
+
+    num_questions: int = Field(24, ge=1)
+    num_correct: int = Field(1, ge=0)
+    """Correct trajectories per question that are probed."""
+    num_wrong: int = Field(1, ge=0)
+    """Wrong trajectories per question that are probed."""
+    suffix: str = "\n\n**Final Answer**\n\\boxed{"
+    """Text between a trajectory's prefix and the answer (paper C.1)."""
+    positions_per_chunk: int = Field(64, ge=1)
+    """Prefixes whose answer branches are scored in one forward pass."""
+    ema_alpha: float = Field(0.01, gt=0, le=1)
+    """The paper's smoothing, drawn beside the raw curve."""
+    num_workers: int = Field(1, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class ReportConfig(Settings):
+    """One self-contained page."""
+
+    title: str = "RaML"
+    open_browser: bool = False
+
+
+class ClusterConfig(Settings):
+    """Which Ray."""
+
+    address: str = "local"
+    """`local` starts Ray in this process; `auto` or `ray://…`, `host:port` joins a cluster. Under `ray job submit` always the job's."""
+    num_cpus: int = Field(0, ge=0)
+    """Logical CPUs of a local Ray; 0 takes the machine's, and never fewer than the two that learner and engine need."""
+    object_store_mib: int = Field(400, ge=80)
+    """Object store of a local Ray."""
+
+
+class TrackingConfig(Settings):
+    """MLflow."""
+
+    uri: str = ""
+    """Tracking server or database; MLFLOW_TRACKING_URI wins; empty is SQLite beside the runs."""
+    experiment: str = "raml"
+    enabled: bool = True
