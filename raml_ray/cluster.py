@@ -1,0 +1,62 @@
+"""Connecting to Ray, and whether what a step needs is there at all."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from raml_ray.config import Config, ConfigError
+
+logger = logging.getLogger(__name__)
+
+# A learner and an engine alternate in GRPO; each holds a logical CPU for as long as it lives.
+FEWEST_CPUS = 3
+
+
+@contextlib.contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """Ray, for the block: the job's cluster under `ray job submit`, else `cluster.address`."""
+    if ray.is_initialized():
+        yield
+        return
+    # Unset, the two sides of a connection can disagree about tokens; the name of the mode is always written down.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = os.environ.get("RAY_ADDRESS") or config.cluster.address
+    if address == "local":
+        num_cpus = config.cluster.num_cpus or max(os.cpu_count() or 1, FEWEST_CPUS)
+        ray.init(
+            "local",
+            num_cpus=num_cpus,
+            object_store_memory=config.cluster.object_store_mib * 2**20,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+        logger.info("Ray on this machine: %d logical CPUs", num_cpus)
+    else:
+        ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+        logger.info("Ray at %s: %s", address, {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_fits(asked: dict[str, tuple[float, float]]) -> None:
+    """Refuse what can never be scheduled, before any actor starts. `asked`: who -> (logical CPUs, GPUs).
+
+    Raises: ConfigError that adds up who wants what and says what there is.
+    """
+    there = ray.cluster_resources()
+    for index, resource in enumerate(("CPU", "GPU")):
+        total = sum(need[index] for need in asked.values())
+        if total > there.get(resource, 0):
+            sum_up = " + ".join(f"{need[index]:g} ({who})" for who, need in asked.items() if need[index])
+            raise ConfigError(
+                f"{total:g} logical {resource}s are asked, {sum_up}, but Ray has {there.get(resource, 0):g}:"
+                f" lower these settings, raise cluster.num_cpus, or join a larger cluster"
+            )

@@ -1,0 +1,1 @@
+"""What runs inside one process, on any device. Nothing here knows Ray."""
