@@ -113,7 +113,7 @@ class Config(Settings):
                 if other and other not in seen:
                     raise ValueError(
                         f"steps: {step.name!r} builds on {other!r}, which is no earlier step"
-                        + _hint(other, sorted(seen))
+                        + hint(other, sorted(seen))
                     )
             seen.add(step.name)
 
@@ -123,14 +123,14 @@ class Config(Settings):
             if step.name == name:
                 return step
         names = [step.name for step in self.steps]
-        raise ConfigError(f"no step {name!r} in run {self.name!r}{_hint(name, names)}; it has: {', '.join(names)}")
+        raise ConfigError(f"no step {name!r} in run {self.name!r}{hint(name, names)}; it has: {', '.join(names)}")
 
     def for_step(self, name: str) -> "Config":
         """The configuration that holds inside a step: this one with the step's overrides."""
         return override(self, self.step(name).overrides)
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
+def hint(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -164,7 +164,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         elif name in type(config).model_fields:
             raise ConfigError(f"{name!r} is a group of settings, not one: set {name}.SETTING=VALUE")
         else:
-            raise ConfigError(f"no setting {name!r}{_hint(name, list(known))}")
+            raise ConfigError(f"no setting {name!r}{hint(name, list(known))}")
         node = tree
         for part in path[:-1]:
             node[part] = dict(node[part])
@@ -185,7 +185,7 @@ def _explain(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = list(flatten(Config()))
-        return f"no setting {name!r}{_hint(name, known)}"
+        return f"no setting {name!r}{hint(name, known)}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{name}={problem['input']!r}: {message}" if name else message
 

@@ -141,6 +141,8 @@ ANSWER_CURVE = pa.schema(
         ("leak_position", pa.int32()),
     ]
 )
+LABEL = pa.schema([("trajectory_id", pa.string()), ("label", pa.bool_())])
+"""Published verdicts of imported trajectories."""
 REJECTED = pa.schema([("row_key", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("payload", pa.string())])
 
 

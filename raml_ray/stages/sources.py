@@ -12,9 +12,9 @@ from raml_ray import records
 from raml_ray.config import Config, ConfigError
 from raml_ray.records import Question, Rejected
 from raml_ray.settings import DataConfig
+from raml_ray.stages import judging
 from raml_ray.text import questions as reading
 from raml_ray.text.questions import Row
-from raml_ray.workers.judge import JudgePool
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +121,7 @@ def questions(config: Config, data: DataConfig, *, stage: str) -> tuple[list[Que
 
 def _readable(found: list[Question], config: Config, stage: str) -> tuple[list[Question], list[Rejected]]:
     """A gold answer that does not even equal itself would make every trajectory wrong."""
-    with JudgePool(
-        num_workers=config.verify.num_workers,
-        cpu_seconds=config.verify.cpu_seconds,
-        wall_seconds=config.verify.wall_seconds,
-        max_answer_chars=config.verify.max_answer_chars,
-    ) as pool:
+    with judging.pool(config.verify) as pool:
         judgements = pool.judge([(question.answer, f"\\boxed{{{question.answer}}}") for question in found])
     good, bad = [], []
     for question, judgement in zip(found, judgements, strict=True):

@@ -65,7 +65,7 @@ def _answer(text: str, pattern: str) -> str:
     return matches[-1].group(1).strip() if matches else ""
 
 
-def _read(row: Mapping[str, Any], data: DataConfig) -> Question | str:
+def question_of(row: Mapping[str, Any], data: DataConfig) -> Question | str:
     """The row's question, or the reason why it has none."""
     names = {"problem": "problem", "answer": "answer"} | data.columns
     values: dict[str, str] = {}
@@ -106,7 +106,7 @@ def read(rows: Iterable[Row], data: DataConfig, *, stage: str) -> tuple[list[Que
     answers: dict[str, str] = {}
     rejected: list[Rejected] = []
     for place, row in rows:
-        found = "not_a_record" if row is None else _read(row, data)
+        found = "not_a_record" if row is None else question_of(row, data)
         if isinstance(found, Question):
             if found.question_id in questions:
                 found = "duplicate_id"

@@ -1,0 +1,112 @@
+"""What a stage is given and what it gives back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raml_ray import records, storage
+from raml_ray.config import Config, ConfigError, Stage, Step
+from raml_ray.records import Rejected
+from raml_ray.storage import Folder
+
+# The nodes that decide a stage's result. A stage is given the others at their defaults, so that what is listed here is
+# what it can read, and a step stays valid when a setting changes that it does not know.
+READS: dict[Stage, tuple[str, ...]] = {
+    "base": ("seed", "miniature", "base"),
+    "generate": ("seed", "miniature", "data", "policy", "prompt", "engine", "generate", "verify"),
+    "verify": ("verify", "data"),
+    "sft": ("seed", "policy", "prompt", "train", "sft"),
+    "grpo": ("seed", "miniature", "data", "policy", "prompt", "engine", "verify", "train", "grpo"),
+    "evaluate": ("seed", "miniature", "data", "policy", "prompt", "engine", "verify", "evaluate"),
+    "analyze": ("seed", "policy", "prompt", "analyze"),
+    "report": ("seed", "evaluate", "report"),
+}
+SITE = ("name", "root", "steps", "cluster", "tracking")
+"""Where a run happens, which decides no result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A stage's rows. `rows_in == rows_out + rejected + filtered`, or the stage has lost some."""
+
+    rows_in: int
+    rows_out: int
+    rejected: int = 0
+    filtered: int = 0
+
+    def check(self) -> None:
+        """Raises: RuntimeError if rows were lost or invented."""
+        if self.rows_in != self.rows_out + self.rejected + self.filtered:
+            raise RuntimeError(
+                f"{self.rows_in} rows went in, but {self.rows_out} out + {self.rejected} rejected"
+                f" + {self.filtered} filtered came out"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a stage has to say of itself; becomes its summary.json."""
+
+    counts: Counts
+    figures: dict[str, Any] = field(default_factory=dict)
+    artifacts: tuple[str, ...] = ()
+    """Files inside the step's folder that MLflow gets a copy of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One step about to run."""
+
+    config: Config
+    """With the step's overrides; nodes that the stage does not read are at their defaults."""
+    step: Step
+    run: Folder
+    whole: Config
+    """The run's configuration as it was given, for the report's sake."""
+
+    @property
+    def folder(self) -> Folder:
+        return self.run / self.step.name
+
+    @property
+    def sources(self) -> list[Folder]:
+        """The folders whose tables this step takes. Raises: ConfigError if one is not finished."""
+        folders = [self.run / name for name in self.step.data]
+        for folder in folders:
+            storage.summary(folder)
+        return folders
+
+    @property
+    def policy_path(self) -> str:
+        """A local folder (or hub name) of the policy that this step starts from.
+
+        Raises: ConfigError if the step that makes it is not finished, or no policy is named.
+        """
+        if self.step.policy:
+            storage.summary(self.run / self.step.policy)
+            return (self.run / self.step.policy / "policy").localised()
+        if not self.config.policy.path:
+            raise ConfigError(f"step {self.step.name!r} builds on no policy: set policy.path, or its `policy` step")
+        return Folder(self.config.policy.path).localised()
+
+    @property
+    def policy_name(self) -> str:
+        return self.step.policy or self.config.policy.path.rstrip("/").rsplit("/", 1)[-1]
+
+    def reject(self, rows: list[Rejected], name: str) -> None:
+        """Keep the rows that were set aside, under rejected/."""
+        if rows:
+            (self.folder / "rejected").write_table(f"{name}.parquet", records.table(rows, records.REJECTED))
+
+
+def narrowed(config: Config, stage: Stage) -> Config:
+    """The configuration with every node that the stage does not read at its default."""
+    kept = {name: config.model_dump(mode="python")[name] for name in (*READS[stage], *SITE)}
+    return Config.model_validate(kept)
+
+
+def manifest(context: Context, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What decides a step's result: its stage, its settings, and the fingerprints of the steps it builds on."""
+    settings = {name: value for name, value in json.loads(context.config.model_dump_json()).items() if name in READS[context.step.stage]}
+    return {"stage": context.step.stage, "settings": settings, "inputs": dict(inputs)}

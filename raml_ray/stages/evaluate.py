@@ -1,0 +1,127 @@
+"""How often a policy is right.   question sets, policy -> trajectories/, verdicts/, per_question.parquet
+
+Pass@k, G-Pass@k and mG-Pass@k per set, each with a bootstrap interval over questions (paper, Eqs. 22-23).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from raml_ray import records, storage
+from raml_ray.config import ConfigError
+from raml_ray.formulas import metrics
+from raml_ray.records import Question, Rejected, Verdict
+from raml_ray.settings import EvaluateConfig
+from raml_ray.stages import judging, rollouts, sources
+from raml_ray.stages.context import Context, Counts, Outcome
+from raml_ray.workers.engine import Sampling
+
+SHARD_QUESTIONS = 64
+
+
+def run(context: Context) -> Outcome:
+    settings = context.config.evaluate
+    questions, rejected = _questions(context)
+    context.reject(rejected, "questions")
+    counts, sampled = rollouts.sample(
+        context,
+        questions,
+        sampling=Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens),
+        num_samples=settings.num_samples,
+        num_engines=settings.num_engines,
+        shard_questions=SHARD_QUESTIONS,
+    )
+    judged, verdicts = judging.judge(context.folder, [context.folder], context.config.verify)
+    if judged != counts.rows_out:
+        raise RuntimeError(f"{counts.rows_out} trajectories, but {judged} verdicts")
+    rows = storage.verified(context.folder, [context.folder])
+    table = _per_question(rows, questions, settings)
+    context.folder.write_table("per_question.parquet", table)
+    figures = {
+        "k": settings.k,
+        "num_samples": settings.num_samples,
+        "temperature": settings.temperature,
+        "sets": {name: _figures(name, table, rows, settings, context.config.seed) for name in settings.sets},
+    }
+    return Outcome(counts, figures | sampled | verdicts, artifacts=("per_question.parquet",))
+
+
+def _questions(context: Context) -> tuple[list[Question], list[Rejected]]:
+    """The questions of all sets; a set's name becomes the question's source and the beginning of its id."""
+    settings, data = context.config.evaluate, context.config.data
+    if not settings.sets:
+        raise ConfigError('evaluate.sets is empty: name question sets, for example evaluate.sets.test=path/to/test.jsonl')
+    found: list[Question] = []
+    rejected: list[Rejected] = []
+    for name, path in settings.sets.items():
+        limit = settings.limit or data.limit
+        questions, bad = sources.questions(
+            context.config, data.model_copy(update={"path": path, "limit": limit}), stage="evaluate"
+        )
+        found += [replace(q, question_id=f"{name}/{q.question_id}", source=name) for q in questions]
+        rejected += bad
+    return found, rejected
+
+
+def _per_question(rows: list[dict[str, Any]], questions: list[Question], settings: EvaluateConfig) -> pa.Table:
+    """One row per question. A question's n is the number of its samples that the judge could decide on."""
+    correct = dict.fromkeys((q.question_id for q in questions), 0)
+    judged = dict(correct)
+    for row in rows:
+        verdict = Verdict(row["verdict"])
+        judged[row["question_id"]] += verdict.is_judgement
+        correct[row["question_id"]] += verdict is Verdict.CORRECT
+    k = settings.k
+    table = []
+    for question in questions:
+        n, c = judged[question.question_id], correct[question.question_id]
+        if n < k:  # too few samples that mean something: counted in `questions_left_out`
+            continue
+        table.append(
+            {
+                "set": question.source,
+                "question_id": question.question_id,
+                "num_samples": n,
+                "num_correct": c,
+                "accuracy": c / n,
+                "pass_at_k": metrics.pass_at_k(n, c, k),
+                "g_pass_at_k_0.5": metrics.g_pass_at_k(n, c, k, 0.5),
+                "g_pass_at_k_1.0": metrics.g_pass_at_k(n, c, k, 1.0),
+                "mg_pass_at_k": metrics.mg_pass_at_k(n, c, k),
+            }
+        )
+    return pa.Table.from_pylist(table, schema=PER_QUESTION)
+
+
+METRICS = ("accuracy", "pass_at_k", "g_pass_at_k_0.5", "g_pass_at_k_1.0", "mg_pass_at_k")
+PER_QUESTION = pa.schema(
+    [("set", pa.string()), ("question_id", pa.string()), ("num_samples", pa.int32()), ("num_correct", pa.int32())]
+    + [(name, pa.float64()) for name in METRICS]
+)
+
+
+def _figures(
+    name: str, table: pa.Table, rows: list[dict[str, Any]], settings: EvaluateConfig, seed: int
+) -> dict[str, Any]:
+    mine = [row for row in table.to_pylist() if row["set"] == name]
+    answered = [row for row in rows if row["question_id"].startswith(f"{name}/")]
+    asked = {row["question_id"] for row in answered}
+    lengths = [len(row["token_ids"]) for row in answered]
+    figures: dict[str, Any] = {
+        "num_questions": len(mine),
+        "questions_left_out": len(asked) - len(mine),
+        "mean_tokens": sum(lengths) / max(len(lengths), 1),
+        "truncated_fraction": _fraction(answered, "finish_reason", "length"),
+        "unreadable_fraction": _fraction(answered, "verdict", Verdict.UNREADABLE.value),
+    }
+    for metric in METRICS:
+        interval = metrics.bootstrap_interval(
+            [row[metric] for row in mine], num_resamples=settings.num_bootstrap, seed=records.seed_of(seed, name, metric)
+        )
+        figures[metric] = interval._asdict()
+    return figures
+
+
+def _fraction(rows: list[dict[str, Any]], column: str, value: str) -> float:
+    return sum(row[column] == value for row in rows) / max(len(rows), 1)

