@@ -139,6 +139,9 @@ ANSWER_CURVE = pa.schema(
         ("lhat", pa.list_(pa.float32())),
         ("foil_margin", pa.list_(pa.float32())),
         ("leak_position", pa.int32()),
+        ("group", pa.string()),
+        ("question_id", pa.string()),
+        ("num_tokens", pa.int32()),
     ]
 )
 LABEL = pa.schema([("trajectory_id", pa.string()), ("label", pa.bool_())])

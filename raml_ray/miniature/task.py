@@ -86,7 +86,7 @@ def parse(text: str) -> tuple[State, str]:
 
 
 def held_out(operands: tuple[int, ...]) -> bool:
-    """Whether the operands are kept for evaluation: one in four, whatever the seed and the settings, in every domain."""
+    """Whether the operands are kept for evaluation: one in four, in every domain, whatever seed and settings."""
     return zlib.crc32(bytes(operands)) % 4 == 0
 
 
@@ -118,15 +118,14 @@ def questions(name: str, settings: MiniatureConfig, *, seed: int) -> list[record
 def _operands(num_operands: int, *, evaluation: bool, seed: int) -> Iterator[tuple[int, ...]]:
     """All operands of that many digits on one side of the split, each once, in an order that the seed decides."""
     rng = random.Random(records.seed_of(seed, "miniature", num_operands, evaluation))
-    order: Iterator[int]
-    if num_operands <= 5:
-        order = iter(rng.sample(range(10**num_operands), 10**num_operands))
-    else:  # far more than anyone asks for: draw, and skip what was drawn before
-        order = iter(dict.fromkeys(rng.randrange(10**num_operands) for _ in range(100_000)))
-    for number in order:
-        operands = tuple(int(digit) for digit in f"{number:0{num_operands}d}")
-        if held_out(operands) == evaluation:
-            yield operands
+    drawn: set[int] = set()
+    while len(drawn) < 10**num_operands:
+        number = rng.randrange(10**num_operands)
+        if number not in drawn:
+            drawn.add(number)
+            operands = tuple(int(digit) for digit in f"{number:0{num_operands}d}")
+            if held_out(operands) == evaluation:
+                yield operands
 
 
 def _question(state: State, domain: str, name: str, level: int) -> records.Question:
@@ -134,7 +133,14 @@ def _question(state: State, domain: str, name: str, level: int) -> records.Quest
     return records.Question(records.question_id(text, answer), text, answer, f"miniature:{name}", domain, level)
 
 
-def reduced(state: State, domain: str, rng: random.Random) -> State:
+class Reduction(NamedTuple):
+    """A state after a reduction, and the slot that took the value."""
+
+    state: State
+    slot: int
+
+
+def reduced(state: State, domain: str, rng: random.Random) -> Reduction:
     """The state after one reduction, of neighbours that the generator picks."""
     live = [slot for slot, number in enumerate(state) if number is not None]
     place = rng.randrange(len(live) - 1)
@@ -142,27 +148,27 @@ def reduced(state: State, domain: str, rng: random.Random) -> State:
     slots = list(state)
     slots[right] = (state[left] or 0) + (state[right] or 0) + joint(domain)
     slots[left] = None
-    return tuple(slots)
+    return Reduction(tuple(slots), right)
 
 
-def _slipped(before: State, after: State, rng: random.Random) -> State:
-    """The state with the number that the line changed (the rightmost such) off by up to LARGEST_SLIP."""
-    changed = max(slot for slot, number in enumerate(after) if number is not None and number != before[slot])
-    right = after[changed] or 0
-    wrong = [number for number in range(right - LARGEST_SLIP, right + LARGEST_SLIP + 1) if number >= 0 != right]
-    return (*after[:changed], rng.choice(wrong), *after[changed + 1 :])
+def _slipped(state: State, slot: int, rng: random.Random) -> State:
+    """The state with the slot's number off by up to LARGEST_SLIP."""
+    right = state[slot] or 0
+    wrong = [number for number in range(right - LARGEST_SLIP, right + LARGEST_SLIP + 1) if number >= 0]
+    wrong.remove(right)
+    return (*state[:slot], rng.choice(wrong), *state[slot + 1 :])
 
 
 def _pass(state: State, domain: str, style: Style, rng: random.Random) -> Iterator[Line]:
-    """Lines from the state (not repeated) down to one number."""
+    """Lines from the state (not repeated) down to one number; a slip is in the last reduction of its line."""
     num_live = sum(number is not None for number in state)
     while num_live > 1:
-        before = state
+        slot = 0
         for _ in range(min(style.reductions_per_line, num_live - 1)):
-            state = reduced(state, domain, rng)
+            state, slot = reduced(state, domain, rng)
             num_live -= 1
-        if rng.random() < style.slip_probability and state != before:
-            wrong = _slipped(before, state, rng)
+        if rng.random() < style.slip_probability:
+            wrong = _slipped(state, slot, rng)
             yield Line("", wrong)
             if rng.random() < style.noticed_fraction:
                 yield Line("Wait", state)
@@ -199,8 +205,8 @@ def oracle(
 ) -> list[str]:
     """Distinct correct responses to a question, in the order of their drawing: fewer draws are the first of more.
 
-    `long` reduces one pair per line, `short` two. Fewer than `num` come back if 100 draws in a row brought nothing
-    new for each that is still missing: a short question has few orders of reduction.
+    `long` reduces one pair per line, `short` two. Fewer than `num` come back if 100 * num draws in a row bring nothing
+    new: a question of few operands has few orders of reduction.
 
     Raises: ValueError if the text is no question of the miniature.
     """

@@ -4,18 +4,21 @@ A shard is a fixed slice of the questions with all their samples. It counts as m
 its name, which happens in one rename; whatever was under way before is made again, with the same ids, seeds and tokens.
 """
 
+import json
 import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
+from transformers import PreTrainedTokenizerBase
 
 from raml_ray import cluster, records
-from raml_ray.config import fingerprint
+from raml_ray.config import ConfigError, fingerprint
 from raml_ray.records import Question, Rejected, Trajectory
 from raml_ray.settings import EngineConfig, PromptConfig
 from raml_ray.stages.context import Context, Counts
@@ -37,6 +40,18 @@ def shard_name(index: int) -> str:
 
 def engine_class(settings: EngineConfig) -> type[Engine] | type[ScriptedEngine]:
     return Engine if settings.kind == "vllm" else ScriptedEngine
+
+
+def stop_token_ids(policy_path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end a response: the tokenizer's end of sequence and those of generation_config.json."""
+    found = {int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set()
+    file = Path(policy_path) / "generation_config.json"
+    if file.is_file():
+        named = json.loads(file.read_text()).get("eos_token_id")
+        found |= set(named if isinstance(named, list) else [named]) - {None}
+    if not found:
+        raise ConfigError(f"policy {policy_path} names no end-of-sequence token: set eos_token in its tokenizer_config.json")
+    return tuple(sorted(found))
 
 
 def sample(
@@ -117,6 +132,9 @@ class ShardSampler:
         self._max_len = settings.max_model_len
         self._questions = records.questions(self._folder.read_table(QUESTIONS))
         self._tokenizer = policies.load_tokenizer(job["policy_path"])
+        self._sampling = replace(
+            job["sampling"], stop_token_ids=stop_token_ids(job["policy_path"], self._tokenizer)
+        )
         self._policy_id = policies.policy_id(job["policy_path"], job["policy_name"])
         self._engine = engine_class(settings)(job["policy_path"], settings, seed=job["seed"])
 
@@ -149,7 +167,7 @@ class ShardSampler:
                 else:
                     row = self._unanswered(question, index, ids)
                     plan.append((row, Request(ids, row.seed)))
-        answers = self._engine.generate([request for _, request in plan], self._job["sampling"])
+        answers = self._engine.generate([request for _, request in plan], self._sampling)
         rows = []
         for (row, _), answer in zip(plan, answers, strict=True):
             if isinstance(answer, Failure):
@@ -160,8 +178,7 @@ class ShardSampler:
         return rows, rejected
 
     def _unanswered(self, question: Question, index: int, prompt_ids: list[int]) -> Trajectory:
-        sampling: Sampling = self._job["sampling"]
-        how = fingerprint({"prompt": self._prompt, "sampling": sampling.to_json(), "max_len": self._max_len})
+        how = fingerprint({"prompt": self._prompt, "sampling": self._sampling.to_json(), "max_len": self._max_len})
         identity = records.trajectory_id(question.question_id, self._policy_id, how, index)
         return Trajectory(
             trajectory_id=identity,
@@ -170,7 +187,7 @@ class ShardSampler:
             text="",
             finish_reason="",
             policy_id=self._policy_id,
-            sampling=sampling.to_json(),
+            sampling=self._sampling.to_json(),
             seed=records.seed_of(self._job["seed"], identity),
             prompt_token_ids=prompt_ids,
         )

@@ -3,21 +3,20 @@
 vLLM mixes `WorkerExtension` into its worker class; the engine calls the methods by name.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from typing import Any
 
 import numpy as np
-import torch
 import vllm
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-from vllm.v1.worker.gpu_worker import Worker
 
 from raml_ray.workers import weights
 
-VLLM_SERIES = (0, 32)
-"""The vLLM that the reload and the re-packing were written for, and are tested with."""
+VLLM_SERIES = "0.32."
+"""The vLLM whose reload and packed weights this module was written for and is tested with."""
 
 
 def repack_tied_head(model: nn.Module) -> None:
@@ -30,9 +29,52 @@ def repack_tied_head(model: nn.Module) -> None:
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 
-class WorkerExtension(Worker):  # type: ignore[misc]
-    """Methods for `collective_rpc`."""
+class WorkerExtension:
+    """Methods for `collective_rpc`. Only the worker that they are mixed into has the attributes they use."""
 
+    model_runner: Any
+    reload_weights: Any
+    _raml_hooks: list[RemovableHandle]
+    _raml_outputs: defaultdict[str, list[np.ndarray]]
 
-def _nothing() -> Iterator[Tensor]:
-    yield from ()
+    def raml_load_weights(self, flat: np.ndarray, layout: weights.Layout) -> str:
+        """Loads weights in checkpoint names and shapes; the checksum of what arrived.
+
+        Raises: RuntimeError if this vLLM is not the one that the re-packing was written for.
+        """
+        if not vllm.__version__.startswith(VLLM_SERIES):
+            raise RuntimeError(
+                f"weights are loaded as vLLM {VLLM_SERIES}x needs it, and this is vLLM {vllm.__version__}:"
+                f" install vllm=={VLLM_SERIES}*, or check raml_ray/workers/engine_extension.py against the new release"
+            )
+        model = self.model_runner.get_model()
+        tensors = weights.views(flat, layout)
+        if model.config.tie_word_embeddings:
+            tensors.pop("lm_head.weight", None)  # the same tensor twice; the reload takes each parameter once
+        self.reload_weights(weights_iterator=iter(tensors.items()))
+        repack_tied_head(model)
+        return weights.checksum(flat, layout)
+
+    def raml_start_recording(self) -> None:
+        """From now on every forward pass is recorded."""
+        model = self.model_runner.get_model()
+        self._raml_outputs = defaultdict(list)
+        modules = weights.traced_modules(model) | {"lm_head": model.logits_processor}
+        self._raml_hooks = [module.register_forward_hook(self._raml_recorder(name)) for name, module in modules.items()]
+
+    def _raml_recorder(self, name: str) -> Any:
+        def record(module: nn.Module, args: object, output: Tensor | tuple[Tensor, Tensor]) -> None:
+            # A layer hands on its output as hidden state and residual, to be summed; norm has summed them already.
+            if isinstance(output, tuple):
+                output = output[0] + output[1] if name.startswith("layers.") else output[0]
+            self._raml_outputs[name].append(weights.as_array(output))
+
+        return record
+
+    def raml_stop_recording(self) -> dict[str, np.ndarray]:
+        """What was recorded: name -> (T, hidden), and of `lm_head` the logits of the last token, (V,)."""
+        for hook in self._raml_hooks:
+            hook.remove()
+        recorded = {name: np.concatenate(parts) for name, parts in self._raml_outputs.items()}
+        recorded["lm_head"] = recorded["lm_head"][-1]
+        return recorded

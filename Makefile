@@ -1,0 +1,32 @@
+# `make miniature` runs the main job, `make test` the tests; each sets up all it needs in .venv first.
+.DEFAULT_GOAL := help
+.PHONY: help setup miniature smoke test lint format lock
+
+RAML := RAY_AUTH_MODE=token .venv/bin/raml
+
+help:           ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+
+setup:          ## the environment in .venv, from the lock (CPU)
+	@deploy/install.sh cpu
+
+miniature: setup ## the whole way on this machine: questions to report
+	$(RAML) run miniature
+
+smoke: setup    ## the same at the smallest size
+	$(RAML) run smoke
+
+lint: setup     ## format, lint and type checks
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+test: lint      ## all tests that need no GPU
+	.venv/bin/python -m pytest -m "not gpu"
+
+format: setup   ## rewrite the code in the project's format
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+lock: setup     ## resolve the requirements anew
+	deploy/lock.sh

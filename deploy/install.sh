@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# The project's own Python environment, from a lock: deploy/install.sh [cpu|gpu] [FOLDER]
+# Takes nothing from and leaves nothing in the user's Python. Run again, it ends at once if the lock has not changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+stack=${1:-cpu}
+venv=${2:-.venv}
+lock=deploy/locks/$stack.txt
+uv_version=0.13.8
+
+missing() { printf 'raml_ray: %s\n  type: %s\n' "$1" "$2" >&2; exit 1; }
+[ -f "$lock" ] || missing "no lock for the stack '$stack'" "deploy/install.sh cpu"
+python=${PYTHON:-python3.11}
+command -v "$python" >/dev/null || python=python3
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null ||
+  missing "the lock is for Python 3.11, which is not here" "sudo apt-get install python3.11 python3.11-venv   (or PYTHON=/path/to/python3.11 make ...)"
+"$python" -c 'import ensurepip' 2>/dev/null ||
+  missing "this Python cannot make virtual environments" "sudo apt-get install python3.11-venv"
+command -v g++ >/dev/null || missing "a C++ compiler is missing, which DeepSpeed and torch.compile call" "sudo apt-get install g++"
+command -v bwrap >/dev/null ||
+  printf 'raml_ray: note: bubblewrap is missing; nothing here needs it until model-written code is run\n  type: sudo apt-get install bubblewrap\n' >&2
+
+stamp=$venv/.installed
+want=$(cat "$lock" pyproject.toml deploy/install.sh | sha256sum | cut -d' ' -f1)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
+
+printf 'raml_ray: installing the %s stack into %s\n' "$stack" "$venv" >&2
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
+uv=$venv/bin/uv
+export VIRTUAL_ENV=$PWD/$venv UV_LINK_MODE=${UV_LINK_MODE:-copy}
+install=("$uv" pip install --quiet --no-deps --require-hashes -r "$lock")
+if [ "$stack" = gpu ]; then
+  # flash-attn builds against the torch that is installed: everything else first.
+  grep -v '^ *#' "$lock" | awk '/^flash-attn==/{skip=1;next} skip&&/^ /{next} {skip=0;print}' >"$venv/first.txt"
+  "$uv" pip install --quiet --no-deps --require-hashes -r "$venv/first.txt"
+  "${install[@]}" --no-build-isolation
+else
+  # The lock names torch's CPU build. A local folder of wheels comes first, then PyTorch's own CPU index; the plain
+  # package index, whose torch is the CUDA build, cannot satisfy the lock and is never asked for it.
+  links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
+  if [ -n "$links" ] && compgen -G "${links%/}/torch-2.13.0+cpu-*.whl" >/dev/null; then
+    printf 'raml_ray: torch (CPU build) from the local folder of wheels\n' >&2
+    UV_FIND_LINKS=$links "${install[@]}"
+  else
+    printf 'raml_ray: torch (CPU build) from the index that uv knows for it\n' >&2
+    "${install[@]}" --torch-backend cpu
+  fi
+fi
+"$uv" pip install --quiet --no-deps --no-build-isolation -e .
+printf '%s' "$want" >"$stamp"

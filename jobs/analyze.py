@@ -1,0 +1,8 @@
+"""The analyze steps of a preset.   ray job submit --working-dir . -- python jobs/analyze.py PRESET [name=value ...]"""
+
+import sys
+
+from raml_ray.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main(["analyze", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""The evaluate steps of a preset.   ray job submit --working-dir . -- python jobs/evaluate.py PRESET [name=value ...]"""
+
+import sys
+
+from raml_ray.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""All steps of a preset.   ray job submit --working-dir . -- python jobs/run.py PRESET [name=value ...]"""
+
+import sys
+
+from raml_ray.__main__ import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))

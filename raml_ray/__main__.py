@@ -1,0 +1,121 @@
+"""The command line: `raml run PRESET`, `raml STAGE PRESET name=value …`, `raml show`, `raml ui`, `raml doctor`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from raml_ray import __version__, presets
+from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, flatten
+from raml_ray.settings import Settings
+
+EPILOG = """\
+PRESET is one of: {presets}; or the path of a config.json that a run left behind.
+Every setting has one dotted name: raml run miniature seed=1 grpo.num_updated=8
+  raml show PRESET      prints them all, raml show PRESET --describe with what they mean
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The words that `raml` understands."""
+    root = argparse.ArgumentParser(
+        prog="raml",
+        description="LLM reasoning as meta-learning, on Ray.",
+        epilog=EPILOG.format(presets=", ".join(presets.PRESETS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=__version__)
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, words in {"run": "all steps of a preset, in order, from where they stopped"}.items():
+        _add_run(commands.add_parser(name, help=words))
+    for stage in STAGES:
+        _add_run(commands.add_parser(stage, help=f"only the steps of stage {stage}"))
+    show = commands.add_parser("show", help="print a preset's settings as JSON")
+    show.add_argument("words", nargs="+", metavar="PRESET [name=value]")
+    show.add_argument("--describe", action="store_true", help="one line per setting, with what it means")
+    ui = commands.add_parser("ui", help="MLflow's pages on this machine's runs")
+    ui.add_argument("words", nargs="*", metavar="PRESET [name=value]")
+    ui.add_argument("--port", type=int, default=5000)
+    commands.add_parser("doctor", help="does this machine have what a run needs?")
+    return root
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("words", nargs="+", metavar="PRESET [name=value]")
+    command.add_argument("--step", default="", help="only the step of this name")
+    command.add_argument("--redo", action="append", default=[], metavar="STEP", help="start a step anew, and what builds on it")
+    command.add_argument("--dry-run", action="store_true", help="print the steps and stop")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0, 2 for what a person can correct, or Python's own for a bug."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("raml_ray").setLevel(logging.INFO)
+    words = parser()
+    options, late = words.parse_known_args(arguments)
+    for word in late:  # argparse leaves words that come after an option
+        if word.startswith("-") or "words" not in options:
+            words.error(f"unrecognized argument: {word}")
+        options.words.append(word)
+    try:
+        return _command(options)
+    except ConfigError as error:
+        sys.stderr.write(f"raml: {error}\n")
+        return 2
+
+
+def _command(options: argparse.Namespace) -> int:
+    if options.command == "doctor":
+        from raml_ray import doctor
+
+        return doctor.main()
+    if options.command == "ui":
+        config = presets.from_words(options.words or ["miniature"])
+        from raml_ray import tracking
+
+        return tracking.serve(config, options.port)
+    config = presets.from_words(options.words)
+    if options.command == "show":
+        sys.stdout.write((describe(config) if options.describe else dump(config)) + "\n")
+        return 0
+    stage: Stage | None = options.command if options.command in STAGES else None
+    return run(config, stage=stage, step=options.step, redo=tuple(options.redo), dry_run=options.dry_run)
+
+
+def run(config: Config, *, stage: Stage | None, step: str = "", redo: tuple[str, ...] = (), dry_run: bool = False) -> int:
+    """Run a preset's steps and say where their results are."""
+    if step:
+        config.step(step)
+    for name in redo:
+        config.step(name)
+    if dry_run:
+        sys.stdout.write("".join(f"{s.name:<18} {s.stage}\n" for s in config.steps))
+        return 0
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Imported only now: a typo above costs half a second, not a cluster start.
+    from raml_ray.stages import pipeline
+
+    folder = pipeline.run(config, only=step or None, stage=stage, redo=redo)
+    sys.stdout.write(f"{folder.path}\n")
+    return 0
+
+
+def describe(config: Config) -> str:
+    """One line per setting: its dotted name, its value, and what it means."""
+    meanings = _meanings(type(config))
+    return "\n".join(f"{name} = {value!r}\n    {meanings[name]}" for name, value in flatten(config).items())
+
+
+def _meanings(node: type[Settings], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, field in node.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            found |= _meanings(field.annotation, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = " ".join((field.description or "").split())
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

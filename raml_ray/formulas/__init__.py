@@ -1,0 +1,5 @@
+"""The mathematics, pure: tensors and numbers in, tensors and numbers out.
+
+Names of tensors end in their dimensions: Q questions, G trajectories per question, B sequences, T tokens,
+K prefixes scored for L-hat, A answer tokens, V vocabulary.
+"""

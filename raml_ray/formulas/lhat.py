@@ -1,0 +1,192 @@
+"""L-hat, the loss of the true answer after each prefix of a trajectory: the paper's statistics and the corrected ones.
+
+`lhat_K[i]` belongs to the prefix that ends with token i. What is called `paper_...` reproduces the released notebook,
+quirks included; the rest is what its figures should be read beside.
+"""
+
+import bisect
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
+
+MIN_TREND_POINTS = 5
+
+
+class PaperCurve(NamedTuple):
+    """A curve as the paper draws it: x in [0, 1], the raw values that were kept, and their moving average (nats)."""
+
+    position: Floats
+    kept: Floats
+    smooth: Floats
+
+
+class LeakSplit(NamedTuple):
+    """Where a curve falls, relative to the first place at which the trajectory states the answer.
+
+    `LeakSplit(drop_before=0.2, drop_after=2.1, share_near=0.9, kendall_tau=-0.1, slope=-0.003)`, nats.
+    """
+
+    drop_before: float
+    """L-hat at the first prefix minus at the last one before the leak."""
+    drop_after: float
+    """L-hat at the last prefix before the leak minus at the last prefix."""
+    share_near: float | None
+    """Share of the whole drop that lies within the radius around the leak; None unless the curve drops at all."""
+    kendall_tau: float | None
+    """Trend before the leak, -1 (always falling) to 1; None with fewer than MIN_TREND_POINTS prefixes or all equal."""
+    slope: float | None
+    """Least-squares slope before the leak, nats per token; None with fewer than MIN_TREND_POINTS prefixes."""
+
+
+def lhat(logprob_KA: Tensor) -> Tensor:
+    """Mean negative log-probability of the answer's tokens after each prefix, (K,), nats per answer token.
+
+    Raises: ValueError if the answer has no token.
+
+    Source: RaML, arXiv:2505.19815, Algorithm 3.
+    """
+    if logprob_KA.dim() != 2 or logprob_KA.shape[1] == 0:
+        raise ValueError(
+            f"L-hat needs log-probabilities (K, A) of at least one answer token, got {tuple(logprob_KA.shape)}"
+        )
+    return -logprob_KA.float().mean(dim=1)
+
+
+def normalised_index(num_points: int) -> Floats:
+    """i / (N - 1) for N points, in [0, 1]; a single point lies at 0."""
+    return np.arange(num_points, dtype=np.float64) / max(num_points - 1, 1)
+
+
+def ema(raw_K: npt.ArrayLike, alpha: float) -> Floats:
+    """Exponential moving average that starts at the first value, (K,).
+
+    It lags: with alpha = 0.01 a step needs about 379 points to fall from 4.5 to 0.1.
+
+    Raises: ValueError if alpha is outside (0, 1].
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"analyze.ema_alpha={alpha} must be in (0, 1]")
+    smooth = np.array(raw_K, dtype=np.float64)
+    for i in range(1, len(smooth)):
+        smooth[i] = alpha * smooth[i] + (1 - alpha) * smooth[i - 1]
+    return smooth
+
+
+def paper_curve(raw_K: npt.ArrayLike, alpha: float = 0.01) -> PaperCurve:
+    """The paper's curve: values that are exactly 0 are dropped (not drawn as 0), the rest averaged, spread over [0, 1].
+
+    Source: RaML's pseudo_gradient_descent notebook.
+    """
+    raw = np.asarray(raw_K, dtype=np.float64)
+    kept = raw[raw != 0.0]
+    return PaperCurve(normalised_index(len(kept)), kept, ema(kept, alpha))
+
+
+def relative_changes(lhat_K: npt.ArrayLike) -> Floats:
+    """|L_i - L_{i-1}| / L_{i-1} of every token but the first; tokens after a value of exactly 0 are left out.
+
+    Source: RaML, arXiv:2505.19815, Fig. 6.
+    """
+    values = np.asarray(lhat_K, dtype=np.float64)
+    before, after = values[:-1], values[1:]
+    nonzero = before != 0
+    return np.asarray(np.abs(after - before)[nonzero] / before[nonzero], dtype=np.float64)
+
+
+def paper_word_change(lhat_K: npt.ArrayLike, start: int, num_tokens: int) -> float | None:
+    """|L_{i+m} - L_{i-1}| / L_{i-1} of a word of m tokens at i, as the notebook has it: one token beyond the word.
+
+    Its window is m + 1 tokens, against 1 of `relative_changes`, so the two do not compare. None where the window leaves
+    the curve or starts at 0.
+
+    Source: RaML's pseudo_gradient_descent notebook.
+    """
+    return _change(np.asarray(lhat_K, dtype=np.float64), start - 1, start + num_tokens)
+
+
+def word_change(lhat_K: npt.ArrayLike, start: int, num_tokens: int) -> float | None:
+    """|L_{i+m-1} - L_{i-1}| / L_{i-1} of a word of m tokens at i: its own tokens, so m = 1 compares with all tokens.
+
+    None where the window leaves the curve or starts at 0.
+    """
+    return _change(np.asarray(lhat_K, dtype=np.float64), start - 1, start + num_tokens - 1)
+
+
+def _change(values: Floats, before: int, after: int) -> float | None:
+    if before < 0 or after >= len(values) or values[before] == 0:
+        return None
+    return float(abs(values[after] - values[before]) / values[before])
+
+
+def word_log_change(lhat_K: npt.ArrayLike, start: int, num_tokens: int, floor: float = 1e-3) -> float | None:
+    """log(L after the word / L before it), signed; values below the floor (nats) count as the floor.
+
+    None where the window leaves the curve. Unlike the relative change it has no heavy tail at small L.
+    """
+    values = np.asarray(lhat_K, dtype=np.float64)
+    before, after = start - 1, start + num_tokens - 1
+    if before < 0 or after >= len(values):
+        return None
+    return float(np.log(max(values[after], floor) / max(values[before], floor)))
+
+
+def leak_split(position_K: npt.ArrayLike, lhat_K: npt.ArrayLike, leak_position: int, radius: int = 20) -> LeakSplit:
+    """The curve's drop before and after the leak, its share near it, and the trend before it.
+
+    Positions are tokens, ascending. The leak is the first position whose prefix holds the answer; a trajectory that
+    never states it has its leak behind the last position.
+
+    Raises: ValueError if the curve is empty, not ascending, or of another length than its positions.
+    """
+    position, value = np.asarray(position_K, dtype=np.float64), np.asarray(lhat_K, dtype=np.float64)
+    if position.shape != value.shape or position.ndim != 1 or len(position) == 0 or np.any(np.diff(position) <= 0):
+        raise ValueError(
+            f"a curve needs ascending positions and as many values, got {position.shape} and {value.shape}"
+        )
+    num_before = int(np.searchsorted(position, leak_position))
+    total = float(value[0] - value[-1])
+    last_before = value[max(num_before - 1, 0)]
+    first_near = int(np.searchsorted(position, leak_position - radius))
+    last_near = int(np.searchsorted(position, leak_position + radius, side="right")) - 1
+    near = float(value[first_near] - value[last_near]) if first_near <= last_near else 0.0
+    return LeakSplit(
+        drop_before=float(value[0] - last_before),
+        drop_after=float(last_before - value[-1]),
+        share_near=near / total if total > 0 else None,
+        kendall_tau=kendall_tau(value[:num_before]),
+        slope=least_squares_slope(position[:num_before], value[:num_before]),
+    )
+
+
+def kendall_tau(value_K: npt.ArrayLike) -> float | None:
+    """Kendall's tau-b of the values against their order, in [-1, 1].
+
+    None with fewer than MIN_TREND_POINTS values, or if all are equal.
+    """
+    values = np.asarray(value_K, dtype=np.float64)
+    num_pairs = len(values) * (len(values) - 1) // 2
+    _, sizes = np.unique(values, return_counts=True)
+    num_untied = num_pairs - int((sizes * (sizes - 1) // 2).sum())
+    if len(values) < MIN_TREND_POINTS or num_untied == 0:
+        return None
+    seen: list[float] = []
+    balance = 0
+    for value in values.tolist():
+        lower = bisect.bisect_left(seen, value)
+        higher = len(seen) - bisect.bisect_right(seen, value)
+        balance += lower - higher
+        bisect.insort(seen, value)
+    return balance / float(np.sqrt(num_pairs * num_untied))
+
+
+def least_squares_slope(position_K: npt.ArrayLike, value_K: npt.ArrayLike) -> float | None:
+    """Slope of the least-squares line, value units per token; None with fewer than MIN_TREND_POINTS points."""
+    position, value = np.asarray(position_K, dtype=np.float64), np.asarray(value_K, dtype=np.float64)
+    if len(position) < MIN_TREND_POINTS:
+        return None
+    centred = position - position.mean()
+    return float((centred * (value - value.mean())).sum() / (centred**2).sum())

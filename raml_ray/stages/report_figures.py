@@ -1,0 +1,261 @@
+"""The report's figures, each with the rows that it draws. Axes carry units, intervals are bars, colours are Okabe-Ito's."""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from raml_ray.formulas.lhat import ema
+from raml_ray.stages.report_data import METRICS, Curve, Evaluation, Run
+
+LINEAGE_COLOURS = {(): "#8c8c8c", ("sft",): "#0072B2", ("grpo",): "#E69F00", ("sft", "grpo"): "#009E73"}
+OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#7A68A6", "#A6761D", "#1B9E9E", "#B8A500", "#555555")
+GROUP_COLOURS = {"correct": "#0072B2", "wrong": "#D55E00"}
+# Replaced by currentColor in the page's SVG, so that text and axes follow the page's light or dark scheme.
+INK = "#1c1e21"
+STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#8c8c8c",
+    "grid.alpha": 0.25,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "raml",
+}
+GRID_POINTS = 101
+RASTER_POINTS = 20_000
+"""From so many points on the faint lines are drawn as pixels, or the page would weigh megabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing, and the rows behind it."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    """For the page: takes its text colour from there, ids unique to the figure."""
+    png: bytes
+    rows: pa.Table
+
+
+def figures(run: Run, curves_by_step: Mapping[str, Sequence[Curve]]) -> list[Figure]:
+    """Every figure that the run has data for."""
+    with mpl.rc_context(STYLE):
+        found = [_evaluation(run.evaluations) if run.evaluations else None, _training(run)]
+        found += [_lhat(step, rows, run.config.analyze.ema_alpha) for step, rows in curves_by_step.items() if rows]
+    return [figure for figure in found if figure is not None]
+
+
+def colours(evaluations: Sequence[Evaluation]) -> list[str]:
+    """One colour per evaluation: its lineage's own, or the next free one for a second policy of that lineage."""
+    free, taken, found = iter(OTHER_COLOURS * len(evaluations)), set(), []
+    for one in evaluations:
+        own = LINEAGE_COLOURS.get(one.lineage)
+        colour = own if own is not None and own not in taken else next(free)
+        taken.add(colour)
+        found.append(colour)
+    return found
+
+
+def _evaluation(evaluations: Sequence[Evaluation]) -> Figure:
+    sets = list(dict.fromkeys(name for one in evaluations for name in one.sets))
+    names = metric_names(evaluations)
+    canvas = Canvas(figsize=(10.5, 3.6 if len(evaluations) <= 4 else 4.0))
+    rows: list[dict[str, Any]] = []
+    axes = canvas.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
+    width = 0.8 / len(evaluations)
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for index, (one, colour) in enumerate(zip(evaluations, colours(evaluations), strict=True)):
+            for place, name in enumerate(sets):
+                if name in one.sets:
+                    value = one.sets[name].intervals[metric]
+                    x = place + (index - (len(evaluations) - 1) / 2) * width
+                    axis.bar(x, value.mean, width * 0.92, color=colour, label=one.label if place == 0 else None)
+                    error = [[max(value.mean - value.low, 0)], [max(value.high - value.mean, 0)]]
+                    axis.errorbar(x, value.mean, error, color=INK, elinewidth=1, capsize=2.5, linestyle="none")
+                    rows.append({"policy": one.label, "set": name, "metric": metric, **value._asdict()})
+        axis.set_title(names[metric])
+        axis.set_xticks(range(len(sets)), sets)
+        axis.set_ylim(0, 1.02)
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.grid(axis="x", visible=False)
+    axes[0].set_ylabel("questions' mean, %")
+    handles = [
+        mpl.patches.Patch(color=c, label=o.label) for o, c in zip(evaluations, colours(evaluations), strict=True)
+    ]
+    canvas.legend(handles=handles, loc="outside upper left", ncols=min(len(evaluations), 5))
+    caption = "Mean over the questions of each set; the bars' whiskers are 95 % bootstrap intervals over questions."
+    return _finished("evaluation", "Policies on the question sets", caption, canvas, rows)
+
+
+def metric_names(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """How the page calls each metric, with k where all evaluations share it."""
+    ks = {one.k for one in evaluations}
+    k = str(ks.pop()) if len(ks) == 1 else "k"
+    return {
+        "accuracy": "Accuracy (Pass@1)",
+        "pass_at_k": f"Pass@{k}",
+        "g_pass_at_k_0.5": f"G-Pass@{k}, 0.5",
+        "g_pass_at_k_1.0": f"G-Pass@{k}, 1.0",
+        "mg_pass_at_k": f"mG-Pass@{k}",
+    }
+
+
+TRAINING_PANELS = (
+    ("base/loss", "Base: loss", "nats per token", "optimizer step"),
+    ("sft/loss", "SFT: loss", "nats per token", "optimizer step"),
+    ("grpo/reward", "GRPO: reward", "mean reward", "policy version"),
+    ("grpo/response_tokens", "GRPO: response length", "tokens", "policy version"),
+)
+
+
+def _training(run: Run) -> Figure | None:
+    drawn = []
+    for metric, title, unit, x_label in TRAINING_PANELS:
+        lines = {step.name: points for step in run.steps if (points := _points(step.metrics, metric))}
+        if lines:
+            drawn.append((metric, title, unit, x_label, lines))
+    if not drawn:
+        return None
+    canvas = Canvas(figsize=(10.5, 3.1 * ((len(drawn) + 1) // 2)))
+    axes = canvas.subplots((len(drawn) + 1) // 2, min(len(drawn), 2), squeeze=False).ravel()
+    rows: list[dict[str, Any]] = []
+    free = iter((*LINEAGE_COLOURS.values(), *OTHER_COLOURS) * (1 + len(run.steps)))
+    colour_of = {step: next(free) for step in dict.fromkeys(s for *_, lines in drawn for s in lines)}
+    for axis, (metric, title, unit, x_label, lines) in zip(axes, drawn, strict=False):
+        for step, points in lines.items():
+            _line(axis, points, run.label_of(step), colour_of[step])
+            rows += [{"step": step, "metric": metric, "x": x, "value": y} for x, y in points]
+        axis.set_title(title)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(unit)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if metric == "grpo/reward":
+            axis.set_ylim(0, max(1.02, max(y for points in lines.values() for _, y in points)))
+        axis.legend(fontsize=9)
+    for axis in axes[len(drawn) :]:
+        axis.set_visible(False)
+    caption = "Faint: every step. Bold: mean over a centred window of a tenth of the steps, where there are over 30."
+    return _finished("training", "Training curves", caption, canvas, rows)
+
+
+def _points(metrics: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[name]) for row in metrics if name in row]
+
+
+def _line(axis: Axes, points: Sequence[tuple[float, float]], label: str, colour: str) -> None:
+    x, y = np.array(points).T
+    if len(x) <= 30:
+        axis.plot(x, y, color=colour, label=label, marker="o", markersize=3)
+        return
+    window = len(x) // 10 | 1
+    axis.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
+    total = np.convolve(y, np.ones(window), mode="same") / np.convolve(np.ones(len(y)), np.ones(window), mode="same")
+    axis.plot(x, total, color=colour, label=label, linewidth=1.8)
+
+
+def _lhat(step: str, curves: Sequence[Curve], alpha: float) -> Figure:
+    """Raw curves with their mean, and beside them the paper's smoothing of the same curves."""
+    probes = list(dict.fromkeys(curve.probe for curve in curves))
+    canvas = Canvas(figsize=(10.5, 3.7 * len(probes)))
+    panels = canvas.subplots(len(probes), 2, sharex=True, sharey=True, squeeze=False)
+    rows: list[dict[str, Any]] = []
+    rasterized = sum(len(curve.lhat) for curve in curves) > RASTER_POINTS
+    for probe, (left, right) in zip(probes, panels, strict=True):
+        for group, colour in GROUP_COLOURS.items():
+            members = [curve for curve in curves if curve.probe == probe and curve.group == group]
+            if not members:
+                continue
+            for axis, kind in ((left, "raw"), (right, "ema")):
+                _curve_group(axis, members, colour, group, alpha if kind == "ema" else None, rasterized)
+            rows += [row for curve in members for row in _curve_rows(curve, alpha)]
+            leaks = [curve.leak_position / curve.num_tokens for curve in members if curve.leak_position is not None]
+            left.plot(leaks, [-0.04] * len(leaks), "|", color=colour, markersize=8, clip_on=False,
+                      transform=left.get_xaxis_transform())  # fmt: skip
+        name = f" [{probe}]" if len(probes) > 1 else ""
+        left.set_title(f"As measured{name}")
+        right.set_title(f"The paper's smoothing (EMA, alpha = {alpha:g}){name}")
+        left.set_ylabel("L-hat, nats per answer token")
+        left.legend(fontsize=9)
+        left.set_ylim(bottom=0)
+    for axis in panels[-1]:
+        axis.set_xlabel("position in the trajectory (0 = first token, 1 = last)")
+        axis.tick_params(axis="x", pad=9)
+        axis.set_xlim(0, 1)
+    caption = (
+        "Faint: single trajectories. Bold: their mean over the normalised position. Ticks under the axis: where the"
+        " answer is first written. The smoothing lags behind: a step there looks like a slope here."
+    )
+    return _finished(f"lhat_{step}", f"L-hat along the trajectory ({step})", caption, canvas, rows)
+
+
+def _curve_group(
+    axis: Axes, curves: Sequence[Curve], colour: str, group: str, alpha: float | None, rasterized: bool
+) -> None:
+    grid = np.linspace(0, 1, GRID_POINTS)
+    on_grid = []
+    for curve in curves:
+        x, y = np.array(curve.position) / curve.num_tokens, np.array(curve.lhat)
+        if alpha is not None:
+            y = ema(y, alpha)
+        axis.plot(x, y, color=colour, alpha=0.18, linewidth=0.8, rasterized=rasterized)
+        on_grid.append(np.interp(grid, x, y))
+    label = f"{group} ({len(curves)} trajectories)"
+    axis.plot(grid, np.mean(on_grid, axis=0), color=colour, linewidth=2.4, label=label)
+
+
+def _curve_rows(curve: Curve, alpha: float) -> Iterator[dict[str, Any]]:
+    smooth = ema(np.array(curve.lhat), alpha)
+    for position, raw, smoothed in zip(curve.position, curve.lhat, smooth, strict=True):
+        yield {
+            "trajectory_id": curve.trajectory_id,
+            "group": curve.group,
+            "probe": curve.probe,
+            "position": position,
+            "x": position / curve.num_tokens,
+            "lhat": raw,
+            "ema": float(smoothed),
+            "leak_position": curve.leak_position,
+        }
+
+
+def _finished(name: str, title: str, caption: str, canvas: Canvas, rows: list[dict[str, Any]]) -> Figure:
+    vector, pixels = io.StringIO(), io.BytesIO()
+    canvas.savefig(vector, format="svg", metadata={"Date": None})
+    canvas.savefig(pixels, format="png", dpi=160, facecolor="white")
+    return Figure(name, title, caption, vector.getvalue(), pixels.getvalue(), pa.Table.from_pylist(rows))
+
+
+def inline(figure: Figure) -> str:
+    """The figure's SVG for use inside a page: its own ids, the page's text colour, as wide as its column."""
+    svg = figure.svg[figure.svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r'\bid="', f'id="{figure.name}-', svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{figure.name}-", svg)
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{figure.title}"', svg, count=1).replace(
+        ' height="', ' data-height="', 1
+    )

@@ -1,0 +1,311 @@
+"""MLflow, the only module that knows it: one run per step under one run per folder, sent by a thread of its own.
+
+The step folder's metrics.jsonl is the source of truth. The thread follows it, and a tracking server that is slow or
+down costs one warning: nothing here waits for the network but `close`, and that no longer than its timeout.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import TYPE_CHECKING, Literal
+
+from raml_ray.config import Config, dump, fingerprint, flatten
+from raml_ray.metrics_file import MetricsTail
+from raml_ray.provenance import git_revision, identity_of, mlflow_name, version_tags, without_secrets
+from raml_ray.storage import Folder, absolute, is_url
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+POLL_S = 2.0
+"""Time between two looks at metrics.jsonl, seconds."""
+RETRY_S = 15.0
+"""Time until a server that did not answer is asked again, seconds."""
+QUEUE_SIZE = 256
+PARAM_CHARS, TAG_CHARS = 6000, 8000
+METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
+# Of MLflow's own client: its defaults block for four minutes on a server that is down.
+CLIENT_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+# What a later attempt may mend; every other error is the request's own fault.
+TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Begin the run of a step, or of the whole run where `step` is empty."""
+
+    step: str
+    folder: Folder
+    params: Mapping[str, object]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Finish:
+    step: str
+    status: Status
+    figures: Mapping[str, float]
+    artifacts: Sequence[str]
+    milliseconds: int
+    """When it ended, since the epoch: sent again, the same figure stays one."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """A run that the server knows and that is not finished."""
+
+    run_id: str
+    tail: MetricsTail
+    resumed: bool
+    sent: dict[str, set[int]] = field(default_factory=dict)
+    """Training steps that the server holds, by metric: nothing is sent twice."""
+
+
+class TrackedStep:
+    """A started step; say how it ended."""
+
+    def __init__(self, tracker: "Tracker", name: str) -> None:
+        self._tracker = tracker
+        self._name = name
+
+    def finish(self, status: Status, figures: Mapping[str, float], artifacts: Sequence[str]) -> None:
+        """End the step's run with its figures (by dotted name) and copies of the files (or folders) given."""
+        self._tracker._put(_Finish(self._name, status, dict(figures), list(artifacts), _now()))
+        if status != "FINISHED":
+            self._tracker.status = status
+
+
+class Tracker:
+    """The MLflow run of a run's folder, with one child per step; does nothing where tracking.enabled is false.
+
+    No method raises or waits for a server, except that `close` waits up to its timeout for what is not sent yet.
+    """
+
+    def __init__(self, config: Config, run_folder: Folder) -> None:
+        self.status: Status = "FINISHED"
+        """What `close` says of the whole run: FINISHED until a step says otherwise."""
+        self._folder = run_folder
+        self._seed = str(config.seed)
+        self._sender: _Sender | None = None
+        uri = tracking_uri(config)
+        if uri is None:
+            return
+        self._sender = _Sender(uri, config.tracking.experiment, _artifact_root(config, uri))
+        tags = {
+            "raml.run": f"{config.name}@{fingerprint(config)}",
+            "raml.fingerprint": fingerprint(config),
+            "raml.seed": self._seed,
+            "raml.config": without_secrets(dump(config)),
+        }
+        self._put(_Start("", run_folder, flatten(config), tags | version_tags()))
+        self._sender.start()
+
+    def start_step(self, name: str, stage: str, params: Mapping[str, object], tags: Mapping[str, str]) -> TrackedStep:
+        """Begin (or continue) the step's run, and follow the metrics.jsonl of its folder."""
+        own = {"raml.step": name, "raml.stage": stage, "raml.seed": self._seed}
+        self._put(_Start(name, self._folder / name, dict(params), own | version_tags() | dict(tags)))
+        return TrackedStep(self, name)
+
+    def close(self, timeout: float = 20.0) -> None:
+        """Send what is left and end the whole run; after `timeout` seconds leave the rest to metrics.jsonl."""
+        if self._sender is None:
+            return
+        self._put(_Finish("", self.status, {}, [], _now()))
+        self._sender.closing.set()
+        self._sender.join(timeout)
+        if self._sender.is_alive():
+            logger.warning("MLflow did not take everything within %.0f s; metrics.jsonl holds all", timeout)
+        self._sender = None
+
+    def _put(self, command: _Start | _Finish) -> None:
+        if self._sender is not None:
+            self._sender.put(command)
+
+
+def tracking_uri(config: Config) -> str | None:
+    """Where runs are tracked: MLFLOW_TRACKING_URI, else tracking.uri, else SQLite in the root; None is nowhere."""
+    if not config.tracking.enabled:
+        return None
+    given = os.environ.get("MLFLOW_TRACKING_URI", "") or config.tracking.uri
+    if given:
+        return given
+    root = absolute(config.root)
+    if is_url(root):
+        logger.warning("MLflow is off: root=%s cannot hold an SQLite file; set tracking.uri", without_secrets(root))
+        return None
+    return f"sqlite:///{root}/mlflow.db"
+
+
+def _artifact_root(config: Config, uri: str) -> str | None:
+    """Where artifacts go, or None where the server decides. MLflow's own default is the present directory."""
+    root = absolute(config.root)
+    local = f"{root}/mlflow-artifacts" if is_url(root) else Path(root, "mlflow-artifacts").as_uri()
+    return local if uri.startswith("sqlite:") else None
+
+
+class _Sender(threading.Thread):
+    """Does what it is told in that order, and between commands sends new metrics. Owns the client."""
+
+    def __init__(self, uri: str, experiment: str, artifact_root: str | None) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self.closing = threading.Event()
+        self._uri = uri
+        self._experiment = experiment
+        self._artifact_root = artifact_root
+        self._commands: Queue[_Start | _Finish] = Queue(QUEUE_SIZE)
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._live: dict[str, _Live] = {}
+        self._warned = False
+
+    def put(self, command: _Start | _Finish) -> None:
+        try:
+            self._commands.put_nowait(command)
+        except Full:
+            self._warn("its queue is full")
+
+    def run(self) -> None:
+        os.environ |= {name: os.environ.get(name, value) for name, value in CLIENT_ENVIRONMENT.items()}
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        command: _Start | _Finish | None = None
+        while True:
+            if command is None:
+                try:
+                    command = self._commands.get(timeout=0 if self.closing.is_set() else POLL_S)
+                except Empty:
+                    if self.closing.is_set():
+                        return
+            try:
+                self._execute(command)
+                command = None
+            except (MlflowException, SQLAlchemyError, OSError) as error:
+                if isinstance(error, MlflowException) and error.error_code not in TRANSIENT:
+                    logger.warning("MLflow refused: %s", without_secrets(str(error)))
+                    command = None
+                    continue
+                self._warn(f"{type(error).__name__}: {error}")
+                if self.closing.is_set():
+                    return
+                self.closing.wait(RETRY_S)
+
+    def _warn(self, cause: str) -> None:
+        if not self._warned:
+            self._warned = True
+            where, why = without_secrets(self._uri), without_secrets(cause)[:300]
+            logger.warning("MLflow at %s: %s; going on without, metrics.jsonl holds all", where, why)
+
+    def _execute(self, command: _Start | _Finish | None) -> None:
+        client = self._connected()
+        if isinstance(command, _Start):
+            self._start(client, command)
+        elif isinstance(command, _Finish):
+            self._finish(client, command)
+        else:
+            for live in self._live.values():
+                self._send_metrics(client, live)
+
+    def _connected(self) -> "MlflowClient":
+        """The client, once the experiment is found or made."""
+        if self._client is None:
+            from mlflow import MlflowClient
+
+            if self._uri.startswith("sqlite:///"):
+                Path(self._uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            client, name = MlflowClient(self._uri), self._experiment
+            found = client.get_experiment_by_name(name)
+            self._experiment_id = found.experiment_id if found else client.create_experiment(name, self._artifact_root)
+            self._client = client
+        return self._client
+
+    def _start(self, client: "MlflowClient", command: _Start) -> None:
+        from mlflow.entities import Param, RunTag
+
+        identity = identity_of(command.folder)
+        own = {"raml.folder": identity}
+        if command.step and "" in self._live:
+            own["mlflow.parentRunId"] = self._live[""].run_id
+        found = client.search_runs([self._experiment_id], f"tags.`raml.folder` = '{identity}'", max_results=1)
+        name = command.step or command.folder.name
+        run = found[0] if found else client.create_run(self._experiment_id, tags=own, run_name=name)
+        live = _Live(run.info.run_id, MetricsTail(command.folder), resumed=bool(found))
+        if found:
+            client.update_run(live.run_id, "RUNNING")
+        params = {mlflow_name(k): without_secrets(str(v))[:PARAM_CHARS] for k, v in command.params.items()}
+        missing = [Param(name, value) for name, value in params.items() if name not in run.data.params]
+        for start in range(0, len(missing), PARAMS_PER_BATCH):
+            client.log_batch(live.run_id, params=missing[start : start + PARAMS_PER_BATCH])
+        tags = dict(command.tags) | git_revision()
+        client.log_batch(live.run_id, tags=[RunTag(mlflow_name(k), v[:TAG_CHARS]) for k, v in tags.items()])
+        self._live[command.step] = live
+
+    def _send_metrics(self, client: "MlflowClient", live: _Live) -> None:
+        """Send what metrics.jsonl holds and the server does not."""
+        from mlflow.entities import Metric
+
+        batch = []
+        for row in live.tail.read():
+            step, milliseconds = int(row["step"]), int(row["time"] * 1000)
+            for name in row.keys() - {"step", "time"}:
+                if step not in self._held(client, live, mlflow_name(name)):
+                    batch.append(Metric(mlflow_name(name), row[name], milliseconds, step))
+        for start in range(0, len(batch), METRICS_PER_BATCH):
+            part = batch[start : start + METRICS_PER_BATCH]
+            client.log_batch(live.run_id, metrics=part)
+            for metric in part:
+                live.sent[metric.key].add(metric.step)
+        live.tail.advance()
+
+    def _held(self, client: "MlflowClient", live: _Live, name: str) -> set[int]:
+        """Training steps for which the server has the metric."""
+        if name not in live.sent:
+            history = client.get_metric_history(live.run_id, name) if live.resumed else []
+            live.sent[name] = {metric.step for metric in history}
+        return live.sent[name]
+
+    def _finish(self, client: "MlflowClient", command: _Finish) -> None:
+        from mlflow.entities import Metric
+
+        live = self._live.get(command.step)
+        if live is None:  # its start was refused, and that was said
+            return
+        self._send_metrics(client, live)
+        figures = [Metric(mlflow_name(name), value, command.milliseconds, 0) for name, value in command.figures.items()]
+        for start in range(0, len(figures), METRICS_PER_BATCH):
+            client.log_batch(live.run_id, metrics=figures[start : start + METRICS_PER_BATCH])
+        for path in command.artifacts:
+            _send_artifact(client, live.run_id, path)
+        client.set_terminated(live.run_id, command.status)
+        del self._live[command.step]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _send_artifact(client: "MlflowClient", run_id: str, path: str) -> None:
+    if is_url(path):
+        folder, name = path.rsplit("/", 1)
+        with tempfile.TemporaryDirectory() as local:
+            Path(local, name).write_bytes(Folder(folder).read_bytes(name))
+            client.log_artifact(run_id, str(Path(local, name)))
+    elif os.path.exists(path):
+        client.log_artifact(run_id, path)
+    else:
+        logger.warning("MLflow: no artifact %s", path)

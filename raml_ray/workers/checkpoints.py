@@ -1,0 +1,142 @@
+"""Checkpoints that are whole or do not count: every file's hash in a manifest, and a COMMIT that is written last.
+
+`<folder>/step-00000010/` holds the files of torch.distributed.checkpoint (which can be read by another number of
+ranks), `manifest.json` (step, what the loop wants to remember, SHA-256 of every file) and `COMMIT` (the manifest's own).
+All ranks must see the folder: a shared file system when they are on several machines.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+MANIFEST, COMMIT = "manifest.json", "COMMIT"
+
+
+class Restored(NamedTuple):
+    """What was found: the step that the checkpoint was saved after, and what was saved with it."""
+
+    step: int
+    extra: Mapping[str, Any]
+
+
+def save(folder: str, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any], *, keep: int) -> None:
+    """Write the checkpoint of a step, then remove all but the newest `keep` and whatever was left half-written.
+
+    A collective. Raises: RuntimeError if rank 0 does not see what another rank wrote.
+    """
+    target = Path(folder) / f"step-{step:08d}"
+    if dist.get_rank() == 0:
+        _discard(target)
+        target.mkdir(parents=True)
+    dist.barrier()
+    dcp.save(dict(tensors), checkpoint_id=target)
+    mine = [path for path in target.iterdir() if path.name.startswith(f"__{dist.get_rank()}_")]
+    hashes = _gathered({path.name: _synced_hash(path) for path in mine})
+    if dist.get_rank() == 0:
+        missing = [name for name in hashes if not (target / name).exists()]
+        if missing:
+            raise RuntimeError(f"{target} lacks {missing}, which other ranks wrote: `root` must be a file system that all share")
+        hashes[".metadata"] = _synced_hash(target / ".metadata")
+        manifest = json.dumps({"step": step, "extra": dict(extra), "files": hashes}, indent=2)
+        _write(target / MANIFEST, manifest)
+        _write(target / COMMIT, hashlib.sha256(manifest.encode()).hexdigest())
+        _retain(Path(folder), keep)
+    dist.barrier()
+
+
+def load(folder: str, tensors: Mapping[str, Tensor]) -> Restored | None:
+    """Fill the tensors in place from the newest checkpoint that is whole; None if none was ever committed.
+
+    A collective. A checkpoint that fails its manifest is passed over, with a warning, for the one before.
+
+    Raises: ValueError if checkpoints were committed and every one of them is damaged.
+    """
+    damaged: list[str] = []
+    names: list[str] = _from_rank_0(_committed(Path(folder)) if dist.get_rank() == 0 else [])
+    for name in reversed(names):
+        path = Path(folder) / name
+        problems = sorted(_gathered({problem: "" for problem in _problems(path)}))
+        if not problems:
+            dcp.load(dict(tensors), checkpoint_id=path)
+            manifest = json.loads((path / MANIFEST).read_text())
+            return Restored(int(manifest["step"]), manifest["extra"])
+        damaged.append(f"{path}: {'; '.join(problems)}")
+        logger.warning("checkpoint passed over, %s", damaged[-1])
+    if damaged:
+        raise ValueError(f"every checkpoint is damaged; restore one or start the step anew with --redo. {' | '.join(damaged)}")
+    return None
+
+
+def _problems(path: Path) -> list[str]:
+    """What is wrong with a committed checkpoint, as far as this rank looks: ranks share the files among them."""
+    try:
+        text = (path / MANIFEST).read_text()
+        if hashlib.sha256(text.encode()).hexdigest() != (path / COMMIT).read_text():
+            return [f"{MANIFEST} is not what was committed"]
+        files = sorted(json.loads(text)["files"].items())
+        return [
+            f"{name} is not what was committed"
+            for name, expected in files[dist.get_rank() :: dist.get_world_size()]
+            if _hash(path / name) != expected
+        ]
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        return [str(error)]
+
+
+def _committed(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.glob("step-*") if (path / COMMIT).exists())
+
+
+def _retain(folder: Path, keep: int) -> None:
+    kept = set(_committed(folder)[-keep:])
+    for path in folder.glob("step-*"):
+        if path.name not in kept:
+            _discard(path)
+
+
+def _discard(path: Path) -> None:
+    (path / COMMIT).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _synced_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _gathered(mine: dict[str, str]) -> dict[str, str]:
+    parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, mine)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _from_rank_0(names: list[str]) -> list[str]:
+    box = [names]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

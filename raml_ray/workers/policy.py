@@ -1,0 +1,210 @@
+"""A policy as a Hugging Face folder: loading, naming, saving, and the log-probabilities of its tokens."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def load_model(path: str, *, dtype: torch.dtype = torch.float32, random_init: bool = False) -> PreTrainedModel:
+    """The causal LM of a folder or hub name, from safetensors only and without any code of the folder's.
+
+    `random_init` takes the architecture and fresh weights (of torch's generator) instead.
+
+    Raises: ValueError if a folder has no config.json or no safetensors.
+    """
+    _check_folder(path, weights=not random_init)
+    kwargs = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
+    if random_init:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, **kwargs)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **kwargs)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _check_folder(path: str, *, weights: bool) -> None:
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute():
+            raise ValueError(f"policy {path} is no folder: set policy.path to one, or to a Hugging Face name")
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"policy folder {path} has no config.json: copy the model's there, or set policy.path to its folder")
+    if weights and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"policy folder {path} has no *.safetensors: convert its weights (other formats can run code), or start from"
+            " random weights with policy.random_init=true"
+        )
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer exactly as the folder's tokenizer.json describes it.
+
+    transformers otherwise picks a class by config.json's model type, which replaces a pre-tokenizer of one's own.
+
+    Raises: ValueError if a folder has none.
+    """
+    folder = Path(path)
+    if not folder.is_dir() and folder.is_absolute():
+        raise ValueError(f"policy {path} is no folder: set policy.path to one, or to a Hugging Face name")
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ValueError(f"policy folder {path} has no tokenizer: copy the model's tokenizer.json (and tokenizer_config.json) there")
+    if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def policy_id(path: str, name: str) -> str:
+    """`name@fingerprint`: twelve hex digits of the folder's config.json and weights. A hub name is its own fingerprint.
+
+    Raises: ValueError if a folder has no config.json or no safetensors.
+    """
+    _check_folder(path, weights=True)
+    folder = Path(path)
+    if not folder.is_dir():
+        return f"{name}@{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    total = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"{name}@{total.hexdigest()[:12]}"
+
+
+def save(weights: Mapping[str, Tensor] | PreTrainedModel, config: PretrainedConfig, tokenizer_folder: str, target: str) -> None:
+    """A folder that `AutoModelForCausalLM.from_pretrained` and vLLM load as it is; replaces an older one as a whole.
+
+    Tied weights are written once. Tokenizer and generation settings are copied byte for byte.
+
+    Raises: ValueError if `tokenizer_folder` has no tokenizer.
+    """
+    load_tokenizer(tokenizer_folder)
+    tensors = untied(weights) if isinstance(weights, PreTrainedModel) else dict(weights)
+    partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
+    partial.mkdir(parents=True)
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial / "model.safetensors", {"format": "pt"})
+        settings = config.to_dict() | {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
+        (partial / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
+            if (source := Path(tokenizer_folder) / name).is_file():
+                shutil.copyfile(source, partial / name)
+        if Path(target).exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def untied(model: nn.Module) -> dict[str, Tensor]:
+    """The model's persistent tensors by name, each that several names share under the first of them only."""
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor
+    return tensors
+
+
+class TokenLogprobs(nn.Module):
+    """A causal LM whose forward pass is `token_logprobs`: the unit that sharding wraps."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor | None,
+        position_ids_BT: Tensor,
+        needed_BT: Tensor | None = None,
+        temperature: float = 1.0,
+        token_chunk: int = 1024,
+    ) -> Tensor:
+        return token_logprobs(
+            self.model,
+            input_ids_BT,
+            attention_mask_BT,
+            position_ids_BT,
+            needed_BT=needed_BT,
+            temperature=temperature,
+            token_chunk=token_chunk,
+        )
+
+
+def token_logprobs(
+    model: PreTrainedModel,
+    input_ids_BT: Tensor,
+    attention_mask_BT: Tensor | None,
+    position_ids_BT: Tensor,
+    *,
+    needed_BT: Tensor | None = None,
+    temperature: float = 1.0,
+    token_chunk: int = 1024,
+) -> Tensor:
+    """Log-probability of token t given the tokens before it, (B, T) float32, nats; column 0 is 0.
+
+    Only tokens where `needed_BT` is not zero are scored (all, if it is None); the others are 0. Logits exist for
+    `token_chunk` tokens at a time, in the backward pass too. Sequences packed into one row are given without an
+    attention mask, their positions restarting at 0; the first token of each then has no meaningful value.
+
+    Raises: ValueError if temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature:g}: log-probabilities need one above 0")
+    hidden_BTD = model.base_model(
+        input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=position_ids_BT, use_cache=False
+    ).last_hidden_state
+    wanted_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if needed_BT is None else needed_BT != 0
+    rows_N, columns_N = wanted_BT[:, 1:].nonzero(as_tuple=True)
+    hidden_ND = hidden_BTD[rows_N, columns_N]
+    target_N = input_ids_BT[rows_N, columns_N + 1]
+    head = model.get_output_embeddings()
+    # With no token wanted one empty chunk remains: every parameter still takes part in the backward pass, which
+    # ranks that wait for each other's gradients rely on.
+    parts = [
+        checkpoint(_chunk_logprobs, head, hidden_CD, target_C, temperature, use_reentrant=False)
+        for hidden_CD, target_C in zip(hidden_ND.split(token_chunk), target_N.split(token_chunk), strict=True)
+    ]
+    logprob_BT = hidden_BTD.new_zeros(input_ids_BT.shape, dtype=torch.float32)
+    return logprob_BT.index_put((rows_N, columns_N + 1), torch.cat(parts))
+
+
+def _chunk_logprobs(head: nn.Module, hidden_CD: Tensor, target_C: Tensor, temperature: float) -> Tensor:
+    logits_CV = head(hidden_CD).float() / temperature
+    return logits_CV.gather(1, target_C[:, None]).squeeze(1) - logits_CV.logsumexp(1)

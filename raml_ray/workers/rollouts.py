@@ -1,0 +1,50 @@
+"""What the GRPO loop is handed of a sampled trajectory, and when and how a step's trajectories are asked for."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raml_ray import records
+from raml_ray.records import Question, Verdict
+from raml_ray.workers.engine import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled trajectory of a group with its verdict."""
+
+    question_id: str
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    """Response tokens as the engine sampled them, end-of-sequence included."""
+    logprobs: list[float]
+    """Under the distribution that the engine drew them from, nats."""
+    finish_reason: str
+    version: int
+    """Of the policy that sampled it."""
+    verdict: Verdict
+
+    @property
+    def reward(self) -> float:
+        """1 for a correct answer, 0 for a wrong or an unreadable one. Meaningless where the verdict is no judgement."""
+        return 1.0 if self.verdict is Verdict.CORRECT else 0.0
+
+
+def questions_of_step(questions: Sequence[Question], step: int, *, num: int, seed: int) -> list[Question]:
+    """The questions of a step: every epoch goes through all of them once, in an order that the seed and the epoch decide.
+
+    A pure function of the step, so that a resumed run asks what the undisturbed one asks.
+    """
+    chosen: list[Question] = []
+    position = step * num
+    while len(chosen) < num:
+        epoch, offset = divmod(position + len(chosen), len(questions))
+        order = list(range(len(questions)))
+        random.Random(records.seed_of(seed, "grpo", "epoch", epoch)).shuffle(order)
+        chosen += [questions[index] for index in order[offset : offset + num - len(chosen)]]
+    return chosen
+
+
+def request(question: Question, prompt_token_ids: list[int], *, version: int, index: int, seed: int) -> Request:
+    """The request of one sample; its seed is a hash of everything that makes it this sample and not another."""
+    return Request(prompt_token_ids, records.seed_of(seed, "grpo", version, question.question_id, index))

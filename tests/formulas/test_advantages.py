@@ -1,0 +1,92 @@
+import json
+import pathlib
+
+import pytest
+import torch
+
+from raml_ray.formulas import advantages
+
+MISC = json.loads((pathlib.Path(__file__).parents[1] / "data" / "vectors.json").read_text())["misc"]
+
+
+def test_the_papers_four_rewards():
+    reward_QG = torch.tensor([MISC["reward"]["TT,FT,TF,FF"]])
+    expected = MISC["reward"]["group_adv_ddof1"]
+    assert advantages.standardized(reward_QG)[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_sixteen_rewards():
+    rewards = MISC["adv16"]["rewards"]
+    result = advantages.standardized(torch.tensor([rewards], dtype=torch.float32))[0].tolist()
+    assert result == pytest.approx([MISC["adv16"]["adv"][f"{reward:g}"] for reward in rewards], abs=1e-6)
+
+
+def test_one_correct_trajectory_of_four_is_raised_and_the_others_lowered():
+    # mean 1/4, so +3/4 for the first and -1/4 for each of the rest
+    assert advantages.centered(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist() == [[0.75, -0.25, -0.25, -0.25]]
+
+
+@pytest.mark.parametrize("formula", [advantages.centered, advantages.standardized])
+def test_a_group_with_one_reward_has_zero_advantage(formula):
+    # 0.1 has no exact float: the mean of seven of them need not be 0.1
+    assert torch.all(formula(torch.full((2, 7), 0.1)) == 0)
+
+
+@pytest.mark.parametrize("formula", [advantages.centered, advantages.standardized])
+def test_invalid_entries_get_zero_and_move_nothing(formula):
+    reward_QG = torch.tensor([[1.0, float("nan"), 0.0, 0.0]])
+    valid_QG = torch.tensor([[True, False, True, True]])
+    result = formula(reward_QG, valid_QG)
+    assert result[0, 1] == 0
+    assert result[0, [0, 2, 3]].tolist() == pytest.approx(formula(torch.tensor([[1.0, 0.0, 0.0]]))[0].tolist())
+
+
+@pytest.mark.parametrize("formula", [advantages.centered, advantages.standardized])
+def test_fewer_than_two_valid_rewards_teach_nothing(formula):
+    reward_QG = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    valid_QG = torch.tensor([[True, False], [False, False]])
+    assert torch.all(formula(reward_QG, valid_QG) == 0)
+
+
+@pytest.mark.parametrize("formula", [advantages.centered, advantages.standardized])
+def test_a_shift_of_the_rewards_and_the_order_in_the_group_do_not_matter(formula):
+    reward_QG = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    torch.testing.assert_close(formula(reward_QG + 2.0), formula(reward_QG), atol=1e-5, rtol=0)
+    torch.testing.assert_close(formula(reward_QG[:, order]), formula(reward_QG)[:, order], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("formula", [advantages.centered, advantages.standardized])
+def test_wrong_shapes_are_refused(formula):
+    with pytest.raises(ValueError, match="shapes differ"):
+        formula(torch.zeros(2, 3), torch.ones(3, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"\(Q, G\)"):
+        formula(torch.zeros(3))
+
+
+def test_selection_takes_that_many_valid_ones_of_each_question():
+    valid_QG = torch.tensor([[True] * 6, [True, False, True, False, True, False], [False] * 6])
+    selected_QG = advantages.select_random(valid_QG, 4, seed=5)
+    assert selected_QG.sum(1).tolist() == [4, 3, 0]
+    assert not torch.any(selected_QG & ~valid_QG)
+
+
+def test_selection_is_decided_by_its_seed():
+    valid_QG = torch.ones(8, 16, dtype=torch.bool)
+    one_QG = advantages.select_random(valid_QG, 4, seed=1)
+    assert torch.equal(one_QG, advantages.select_random(valid_QG, 4, seed=1))
+    assert not torch.equal(one_QG, advantages.select_random(valid_QG, 4, seed=2))
+
+
+def test_every_trajectory_is_selected_equally_often():
+    counts_G = torch.zeros(8)
+    for seed in range(200):
+        counts_G += advantages.select_random(torch.ones(10, 8, dtype=torch.bool), 2, seed=seed).sum(0)
+    # 2000 questions, each picks 2 of 8: 500 expected, standard deviation sqrt(2000 * 1/4 * 3/4) = 19
+    assert torch.all((counts_G - 500).abs() < 90)
+
+
+@pytest.mark.parametrize("num_updated", [0, 5])
+def test_selecting_none_or_more_than_were_sampled_is_refused(num_updated):
+    with pytest.raises(ValueError, match=r"grpo\.num_updated"):
+        advantages.select_random(torch.ones(2, 4, dtype=torch.bool), num_updated, seed=0)

@@ -1,0 +1,125 @@
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+
+from raml_ray.formulas import lhat
+
+MISC = json.loads((pathlib.Path(__file__).parents[1] / "data" / "vectors.json").read_text())["misc"]
+CURVE = MISC["relative_change"]["L"]
+
+
+def test_lhat_is_the_mean_over_the_answers_tokens():
+    logprob_KA = torch.tensor([[0.5, 0.125], [1.0, 1.0]]).log()
+    # (log 2 + log 8) / 2 = 2 log 2
+    assert lhat.lhat(logprob_KA).tolist() == pytest.approx([2 * math.log(2), 0.0])
+
+
+def test_an_answer_without_tokens_is_refused():
+    with pytest.raises(ValueError, match="answer token"):
+        lhat.lhat(torch.zeros(3, 0))
+
+
+def test_the_papers_curve_drops_exact_zeros():
+    curve = lhat.paper_curve(MISC["ema"]["raw"], alpha=0.01)
+    assert curve.kept.tolist() == MISC["ema"]["kept"]
+    assert curve.position.tolist() == MISC["ema"]["index"]
+    assert curve.smooth.tolist() == pytest.approx(MISC["ema"]["smooth_alpha_0.01"], abs=1e-12)
+
+
+def test_the_average_of_the_raw_curve_keeps_zeros():
+    # 0.5 * 0 + 0.5 * 4 = 2
+    assert lhat.ema([4.0, 0.0], alpha=0.5).tolist() == [4.0, 2.0]
+
+
+def test_the_average_lags_as_computed():
+    smooth = lhat.ema([4.5] + [0.0] * 400, alpha=0.01)
+    num_tokens = MISC["ema_lag"]["tokens_to_fall_from_4.5_to_0.1"]
+    assert smooth[math.floor(num_tokens)] > 0.1 > smooth[math.ceil(num_tokens)]
+
+
+def test_one_point_lies_at_zero():
+    assert lhat.normalised_index(1).tolist() == [0.0]
+    assert lhat.normalised_index(3).tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
+def test_an_average_without_memory_or_beyond_it_is_refused(alpha):
+    with pytest.raises(ValueError, match=r"analyze\.ema_alpha"):
+        lhat.ema([1.0], alpha)
+
+
+def test_the_papers_relative_changes():
+    changes = lhat.relative_changes(CURVE)
+    assert changes.tolist() == pytest.approx(MISC["relative_change"]["all"])
+    assert changes.mean() == pytest.approx(MISC["relative_change"]["mean"])
+    assert changes.std() == pytest.approx(MISC["relative_change"]["std_population"])
+
+
+def test_the_notebook_looks_one_token_beyond_the_word_and_ours_does_not():
+    start = MISC["relative_change"]["token_ids"].index(MISC["relative_change"]["reflection_id"])
+    assert lhat.paper_word_change(CURVE, start, 1) == pytest.approx(MISC["relative_change"]["reflection_notebook"])
+    assert lhat.word_change(CURVE, start, 1) == pytest.approx(MISC["relative_change"]["reflection_same_window"])
+    assert lhat.word_change(CURVE, start, 1) == pytest.approx(lhat.relative_changes(CURVE)[start - 1])
+
+
+def test_the_signed_change_is_a_log_ratio_with_a_floor():
+    assert lhat.word_log_change(CURVE, 3, 2) == pytest.approx(math.log(0.75 / 6.0))
+    assert lhat.word_log_change([1.0, 0.0], 1, 1, floor=1e-3) == pytest.approx(math.log(1e-3))
+
+
+def test_words_at_the_edge_or_after_a_zero_have_no_change():
+    assert lhat.word_change(CURVE, 0, 1) is None
+    assert lhat.word_change(CURVE, 4, 1) is not None
+    assert lhat.paper_word_change(CURVE, 4, 1) is None
+    assert lhat.word_change([0.0, 1.0], 1, 1) is None
+    assert lhat.relative_changes([0.0, 1.0, 0.5]).tolist() == [0.5]
+    assert lhat.word_log_change(CURVE, 4, 2) is None
+
+
+def test_a_step_at_the_leak_is_all_drop_after_it():
+    value_K = [2.0] * 50 + [0.5] * 50
+    split = lhat.leak_split(range(100), value_K, leak_position=50)
+    assert (split.drop_before, split.drop_after, split.share_near) == (0.0, 1.5, 1.0)
+    assert split.kendall_tau is None  # flat: no variation to order
+    assert split.slope == 0.0
+
+
+def test_a_steady_descent_lies_where_its_tokens_lie():
+    split = lhat.leak_split(range(101), 10.0 - 0.1 * np.arange(101), leak_position=60, radius=20)
+    # first value 10, last before the leak 10 - 5.9; tokens 40 to 80 hold 4 of the 10 nats
+    assert split.drop_before == pytest.approx(5.9)
+    assert split.drop_after == pytest.approx(4.1)
+    assert split.share_near == pytest.approx(0.4)
+    assert split.kendall_tau == pytest.approx(-1.0)
+    assert split.slope == pytest.approx(-0.1)
+
+
+def test_a_curve_that_never_leaks_is_all_before_it():
+    split = lhat.leak_split([0, 10, 20], [3.0, 2.0, 1.0], leak_position=30)
+    assert (split.drop_before, split.drop_after, split.share_near) == (2.0, 0.0, 0.5)
+    assert split.kendall_tau is None
+    assert split.slope is None
+
+
+def test_a_rising_curve_has_no_share():
+    assert lhat.leak_split(range(10), np.arange(10.0), leak_position=5).share_near is None
+
+
+def test_a_leak_at_the_first_prefix_leaves_nothing_before_it():
+    split = lhat.leak_split(range(4), [1.0, 0.5, 0.5, 0.5], leak_position=0)
+    assert (split.drop_before, split.drop_after) == (0.0, 0.5)
+
+
+def test_curves_that_are_none_are_refused():
+    for position, value in ([[], []], [[0, 0], [1.0, 1.0]], [[0, 1], [1.0]]):
+        with pytest.raises(ValueError, match="ascending positions"):
+            lhat.leak_split(position, value, leak_position=0)
+
+
+def test_kendalls_tau_by_hand():
+    # of 10 pairs, (2, 1), (3, 1) are discordant and (3, 3) is tied: (7 - 2) / sqrt(10 * 9)
+    assert lhat.kendall_tau([2.0, 3.0, 1.0, 3.0, 4.0]) == pytest.approx(5 / math.sqrt(90))

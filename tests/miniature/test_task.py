@@ -1,0 +1,154 @@
+import random
+import re
+
+import pytest
+
+from raml_ray.miniature import task
+from raml_ray.settings import MiniatureConfig
+
+SETTINGS = MiniatureConfig()
+SLIP_FREE = MiniatureConfig(reflection_probability=0, verification_probability=0)
+
+
+def states(text: str) -> list[list[str]]:
+    thought = text.removeprefix("<think>\n").split("\n</think>")[0]
+    return [re.sub(r"^(Wait|Alternatively)", "", line).split() for line in thought.split("\n")]
+
+
+def total(slots: list[str], joint: int) -> int:
+    numbers = [int(slot) for slot in slots if slot != "_"]
+    return sum(numbers) + joint * (len(numbers) - 1)
+
+
+def test_the_value_of_a_sum_is_its_sum_and_of_a_join_one_more_per_joint():
+    state = (None, 3, 8, 2, 4, 2)
+    assert task.value(state, "sum") == 19
+    assert task.value(state, "join") == 23  # five lengths have four joints
+
+
+def test_a_question_reads_as_a_heading_and_its_slots():
+    assert task.problem((None, 3, 12), "sum") == "Sum: _ 3 12"
+    assert task.parse("Join: _ 3 12") == ((None, 3, 12), "join")
+
+
+@pytest.mark.parametrize("text", ["Sum:", "Sum: _ _", "Sum: 1 x", "What is 1 + 1?", "Product: 1 2", "Sum: 1 2 "])
+def test_a_text_that_is_no_question_is_refused_with_an_example(text: str):
+    with pytest.raises(ValueError, match="Sum: _ 3 8"):
+        task.parse(text)
+
+
+@pytest.mark.parametrize("domain", ["sum", "join"])
+def test_a_reduction_leaves_the_value_and_one_number_less(domain: str):
+    rng = random.Random(0)
+    state: task.State = (4, None, 3, 8, None, 2)
+    for num_left in (3, 2, 1):
+        state, slot = task.reduced(state, domain, rng)
+        assert sum(number is not None for number in state) == num_left
+        assert state[slot] is not None
+        assert task.value(state, domain) == 17 + 3 * (domain == "join")
+
+
+def test_sets_have_the_levels_domains_and_answers_they_are_named_for():
+    for name, domain, level in [("in_domain", "sum", 5), ("deeper", "sum", 6), ("transfer", "join", 5)]:
+        questions = task.questions(name, SETTINGS, seed=0)
+        assert len(questions) == 60
+        assert {(question.domain, question.level, question.source) for question in questions} == {
+            (domain, level, f"miniature:{name}")
+        }
+        for question in questions:
+            slots = question.problem.split()[1:]
+            assert int(question.answer) == total(slots, joint=int(domain == "join"))
+
+
+def test_questions_are_distinct_and_decided_by_the_seed():
+    train = task.questions("train", SETTINGS, seed=3)
+    assert len({question.question_id for question in train}) == len({question.problem for question in train}) == 128
+    assert train == task.questions("train", SETTINGS, seed=3)
+    assert train != task.questions("train", SETTINGS, seed=4)
+
+
+def test_fewer_questions_are_the_first_of_more():
+    few = task.questions("deeper", MiniatureConfig(num_eval=7), seed=0)
+    assert few == task.questions("deeper", MiniatureConfig(num_eval=70), seed=0)[:7]
+
+
+def test_no_evaluation_question_is_a_training_question_of_any_seed_or_size():
+    # Two operands have 100 questions: train's sets of all seeds, and the evaluation's, lie on their own sides.
+    small = MiniatureConfig(num_operands=2, num_train=60, num_eval=15)
+    train = {question.problem for seed in range(20) for question in task.questions("train", small, seed=seed)}
+    held = {question.problem for seed in range(20) for question in task.questions("in_domain", small, seed=seed)}
+    assert train.isdisjoint(held)
+    assert len(train) + len(held) == 100
+
+
+def test_an_unknown_set_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="train, in_domain, deeper, transfer"):
+        task.questions("test", SETTINGS, seed=0)
+
+
+def test_more_questions_than_exist_are_refused_with_the_setting():
+    with pytest.raises(ValueError, match=r"miniature\.num_train=128.*has only \d+ distinct questions of 2 operands"):
+        task.questions("train", MiniatureConfig(num_operands=2), seed=0)
+
+
+def test_more_operands_than_slots_are_refused():
+    with pytest.raises(ValueError, match=r"miniature\.num_operands=7 exceeds miniature\.num_slots=6"):
+        task.questions("train", MiniatureConfig(num_operands=7), seed=0)
+
+
+def test_an_oracle_of_two_operands_has_one_slip_free_response():
+    assert task.oracle("Sum: _ 3 8", SLIP_FREE, num=5, seed=0) == [
+        "<think>\n _ 3 8\n _ _ 11\n</think>\n\n**Final Answer**\n\\boxed{11}"
+    ]
+
+
+def test_an_oracle_finds_all_orders_of_a_chain_and_no_more():
+    # Four operands leave 3, 2 and 1 pairs to choose from: 3! orders.
+    assert len(set(task.oracle("Sum: 1 2 3 4", SLIP_FREE, num=50, seed=0))) == 6
+
+
+def test_oracle_responses_are_distinct_correct_and_reduce_a_pair_per_line():
+    for question in task.questions("train", SETTINGS, seed=0)[:20]:
+        texts = task.oracle(question.problem, SETTINGS, num=32, seed=0)
+        assert len(set(texts)) == len(texts) == 32
+        for text in texts:
+            assert text.endswith(f"</think>\n\n**Final Answer**\n\\boxed{{{question.answer}}}")
+            lines = states(text)
+            assert lines[0] == question.problem.split()[1:]
+            assert lines[-1] == ["_"] * 5 + [question.answer]
+            if "Wait" not in text and "Alternatively" not in text:
+                assert [total(line, 0) for line in lines] == [int(question.answer)] * 5
+
+
+def test_a_slip_is_wrong_and_the_next_line_waits_and_mends_it():
+    always = MiniatureConfig(reflection_probability=1, verification_probability=0)
+    for text in task.oracle("Sum: 1 2 3 4", always, num=10, seed=0):
+        thought = text.removeprefix("<think>\n").split("\n</think>")[0].split("\n")
+        assert len(thought) == 1 + 2 * 3  # the question, and every reduction twice
+        for wrong, mended in zip(thought[1::2], thought[2::2], strict=True):
+            assert 1 <= abs(total(wrong.split(), 0) - 10) <= task.LARGEST_SLIP
+            assert mended.startswith("Wait ")
+            assert total(mended.split()[1:], 0) == 10
+
+
+def test_a_verification_passes_a_second_time_and_otherwise():
+    always = MiniatureConfig(reflection_probability=0, verification_probability=1)
+    for text in task.oracle("Sum: 1 2 3 4", always, num=6, seed=0):
+        first, second = text.split("\n</think>")[0].split("\nAlternatively")
+        assert first.endswith(" _ _ _ 10")
+        assert len(second.split("\n")) == 2  # three reductions, two per line
+        assert second.endswith(" _ _ _ 10")
+
+
+def test_a_short_oracle_takes_two_reductions_per_line():
+    # Four reductions: the question, the line after two of them, and the line after all four.
+    for text in task.oracle("Sum: 1 2 3 4 5", SLIP_FREE, num=8, seed=0, length="short"):
+        lines = states(text)
+        assert [sum(slot != "_" for slot in line) for line in lines] == [5, 3, 1]
+        assert lines[-1][-1] == "15"
+
+
+def test_fewer_trajectories_are_the_first_of_more_and_seeds_differ():
+    ask = "Sum: _ 3 8 2 4 2"
+    assert task.oracle(ask, SETTINGS, num=4, seed=0) == task.oracle(ask, SETTINGS, num=16, seed=0)[:4]
+    assert task.oracle(ask, SETTINGS, num=16, seed=0) != task.oracle(ask, SETTINGS, num=16, seed=1)

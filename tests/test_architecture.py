@@ -1,0 +1,116 @@
+"""Who may import whom, and how long a file may get."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "raml_ray"
+MOST_LINES, MOST_FUNCTION_LINES = 300, 60
+
+LAYERS = {
+    "formulas": set(),
+    "records": set(),
+    "settings": set(),
+    "config": {"settings"},
+    "presets": {"config"},
+    "storage": {"records", "config"},
+    "metrics_file": {"storage"},
+    "text": {"text", "records", "settings", "config"},
+    "miniature": {"miniature", "records", "settings", "config"},
+    "workers": {"workers", "formulas", "text", "miniature", "records", "settings", "config"},
+    "cluster": {"config"},
+    "provenance": {"config", "storage"},
+    "tracking": {"config", "storage", "metrics_file", "provenance"},
+    "stages": {"stages", "cluster", "tracking", "workers", "formulas", "text", "miniature", "config", "settings", "records", "storage", "metrics_file", "provenance"},
+    "doctor": {"cluster", "config", "storage", "tracking", "provenance"},
+    "__main__": {"presets", "config", "settings", "stages", "tracking", "doctor"},
+    "__init__": set(),
+}
+"""A module, or all modules of a package -> what of ours it may import."""
+
+ONLY_IN = {
+    "ray": ("cluster.py", "stages/", "doctor.py"),
+    "mlflow": ("tracking.py",),
+    "vllm": ("workers/engine.py", "workers/engine_extension.py"),
+    "deepspeed": ("workers/sharding.py",),
+    "matplotlib": ("stages/report",),
+    "math_verify": ("text/answers.py",),
+    "datasets": ("stages/sources.py",),
+}
+
+LONGER_FILES = {
+    "settings.py": "one list of every setting with its meaning: to be read as one page",
+}
+
+
+def modules() -> Iterator[tuple[str, Path, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield str(path.relative_to(PACKAGE)), path, ast.parse(path.read_text())
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            if node.module == "raml_ray":
+                yield from (f"raml_ray.{alias.name}" for alias in node.names)
+
+
+def test_layers_import_only_what_lies_below_them() -> None:
+    wrong = []
+    for name, _, tree in modules():
+        layer = name.split("/")[0].removesuffix(".py")
+        for module in imported(tree):
+            parts = module.split(".")
+            if parts[0] == "raml_ray" and len(parts) > 1 and parts[1] != "__version__" and parts[1] not in LAYERS[layer]:
+                wrong.append(f"{name} imports {module}")
+    assert wrong == []
+
+
+def test_a_library_is_imported_in_its_place_alone() -> None:
+    wrong = [
+        f"{name} imports {module}"
+        for name, _, tree in modules()
+        for module in imported(tree)
+        if (places := ONLY_IN.get(module.split(".")[0])) and not name.startswith(places)
+    ]
+    assert wrong == []
+
+
+def test_the_formulas_need_torch_and_numpy_alone() -> None:
+    code = (
+        "import sys, pkgutil, importlib, raml_ray.formulas as f\n"
+        "for m in pkgutil.iter_modules(f.__path__): importlib.import_module(f'raml_ray.formulas.{m.name}')\n"
+        "heavy = {'ray', 'vllm', 'mlflow', 'transformers', 'pyarrow', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_and_functions_keep_to_their_budget() -> None:
+    wrong = []
+    for name, path, tree in modules():
+        lines = len(path.read_text().splitlines())
+        if lines > MOST_LINES and name not in LONGER_FILES:
+            wrong.append(f"{name} has {lines} lines")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length > MOST_FUNCTION_LINES:
+                    wrong.append(f"{name}: {node.name} has {length} lines")
+    assert wrong == []
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    assert [name for name, _, _ in modules() if Path(name).stem in {"utils", "common", "misc", "helpers", "base_utils"}] == []
+
+
+def test_jobs_hold_no_logic() -> None:
+    for job in (ROOT / "jobs").glob("*.py"):
+        assert len(job.read_text().splitlines()) <= 25, job

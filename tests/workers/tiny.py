@@ -1,0 +1,37 @@
+"""A two-layer random Qwen2 with tied embeddings, and examples for it."""
+
+import random
+
+import torch
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from raml_ray.text.batches import Example
+
+VOCABULARY = 50
+
+
+def model(seed: int = 0, *, tied: bool = True) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            tie_word_embeddings=tied,
+            initializer_range=0.2,
+            attn_implementation="sdpa",
+        )
+    )
+
+
+def examples(count: int, seed: int = 1) -> list[Example]:
+    source = random.Random(seed)
+
+    def ids(longest: int) -> list[int]:
+        return [source.randrange(VOCABULARY) for _ in range(source.randint(1, longest))]
+
+    return [Example(ids(6), ids(14)) for _ in range(count)]
