@@ -148,7 +148,9 @@ def flatten(config: Settings, prefix: str = "") -> dict[str, Any]:
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy with dotted settings changed, validated as a whole. One entry of a mapping is `data.columns.problem`.
+    """A copy with dotted settings changed, validated as a whole.
+
+    One entry of a mapping is `data.columns.problem`; a setting in one step only is `steps.sft.data.limit`.
 
     Raises: ConfigError that names each unknown setting with the nearest known one, or each value that does not fit.
     """
@@ -157,6 +159,14 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     for name, value in changes.items():
         parts = name.split(".")
         entry = ".".join(parts[:2])
+        if parts[0] == "steps" and len(parts) > 2:
+            step = config.step(parts[1])
+            override(config, {".".join(parts[2:]): value})  # for its errors
+            place = config.steps.index(step)
+            tree["steps"] = [*tree["steps"]]
+            overrides = {**tree["steps"][place]["overrides"], ".".join(parts[2:]): value}
+            tree["steps"][place] = {**tree["steps"][place], "overrides": overrides}
+            continue
         if name in known:
             path = parts
         elif len(parts) > 2 and isinstance(known.get(entry), dict):

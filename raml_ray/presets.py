@@ -59,7 +59,80 @@ def smoke() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {function.__name__: function for function in (miniature, smoke)}
+GSM8K = "tests/data/gsm8k"
+"""The slice that comes with the project. For the whole set: data.path=… (and evaluate.sets.test=…)."""
+
+
+def gsm8k() -> Config:
+    """Every stage on text that nobody here wrote: GSM8K, with a tiny policy of random weights. Its accuracy is chance."""
+    return override(
+        Config(
+            name="gsm8k",
+            steps=(
+                Step(name="base", stage="base"),
+                Step(name="human", stage="generate", overrides={"generate.source": "import"}),
+                Step(name="verify", stage="verify", data=("human",)),
+                Step(name="sft", stage="sft", policy="base", data=("verify",)),
+                Step(name="generate", stage="generate", policy="sft", overrides={"data.path": f"{GSM8K}/test.jsonl", "data.limit": 8}),
+                Step(name="verify_generated", stage="verify", data=("generate",)),
+                Step(name="evaluate", stage="evaluate", policy="sft"),
+                Step(name="analyze", stage="analyze", policy="sft", data=("verify", "verify_generated")),
+                Step(name="report", stage="report"),
+            ),
+        ),
+        {
+            "base.kind": "random",
+            "data.path": f"{GSM8K}/train.jsonl",
+            "data.columns": {"problem": "question"},
+            "data.answer_pattern": r"####\s*(.+)",
+            "data.texts": {"human": "answer"},
+            "verify.answer_pattern": r"####\s*(.+)",
+            "prompt.template": "plain",
+            "prompt.instruction": "Question: {problem}\nAnswer: ",
+            "engine.max_model_len": 1024,
+            "generate.num_samples": 2,
+            "sft.num_trajectories": 1,
+            "sft.max_steps": 8,
+            "sft.batch_size": 16,
+            "sft.max_length": 1024,
+            "evaluate.sets": {"test": f"{GSM8K}/test.jsonl"},
+            "evaluate.num_samples": 2,
+            "evaluate.k": 2,
+            "evaluate.limit": 8,
+            "analyze.num_questions": 8,
+            "analyze.suffix": "\n#### ",
+            "report.title": "GSM8K with a policy of random weights",
+        },
+    )
+
+
+def gsm8k_solutions() -> Config:
+    """Published model solutions of GSM8K as trajectories, our verdicts of them against the published ones."""
+    solvers = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    return override(
+        Config(
+            name="gsm8k_solutions",
+            steps=(
+                Step(name="solutions", stage="generate", overrides={"generate.source": "import"}),
+                Step(name="verify", stage="verify", data=("solutions",)),
+                Step(name="report", stage="report"),
+            ),
+        ),
+        {
+            "data.path": f"{GSM8K}/example_model_solutions.jsonl",
+            "data.columns": {"problem": "question", "answer": "ground_truth"},
+            "data.answer_pattern": r"(?m)^A:\s*(.+)$",
+            "data.texts": {solver: f"{solver}.solution" for solver in solvers},
+            "data.labels": {solver: f"{solver}.is_correct" for solver in solvers},
+            "verify.answer_pattern": r"(?m)^A:\s*(.+)$",
+            "report.title": "Verdicts on published GSM8K solutions",
+        },
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    function.__name__: function for function in (miniature, smoke, gsm8k, gsm8k_solutions)
+}
 
 
 def by_name(name: str) -> Config:

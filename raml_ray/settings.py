@@ -31,8 +31,13 @@ class MiniatureConfig(Settings):
 
 
 class BaseConfig(Settings):
-    """How the miniature's base policy is trained from scratch."""
+    """The policy that a run starts from, where it is not given: the miniature's, or one of random weights."""
 
+    kind: Literal["miniature", "random"] = "miniature"
+    """`miniature`: trained from scratch on the embedded task; `random`: random weights and a byte-level tokenizer trained
+    on the text of data.path, to take any data through every stage in minutes (its accuracy is chance)."""
+    vocab_size: int = Field(512, ge=260)
+    """Entries of the byte-level tokenizer of a `random` policy."""
     num_steps: int = Field(900, ge=1)
     batch_size: int = Field(64, ge=1)
     """Documents of one optimizer step."""

@@ -61,7 +61,7 @@ class _Finish:
     status: Status
     figures: Mapping[str, float]
     artifacts: Sequence[str]
-    milliseconds: int
+    milliseconds: int = field(default_factory=lambda: int(time.time() * 1000))
     """When it ended, since the epoch: sent again, the same figure stays one."""
 
 
@@ -85,7 +85,7 @@ class TrackedStep:
 
     def finish(self, status: Status, figures: Mapping[str, float], artifacts: Sequence[str]) -> None:
         """End the step's run with its figures (by dotted name) and copies of the files (or folders) given."""
-        self._tracker._put(_Finish(self._name, status, dict(figures), list(artifacts), _now()))
+        self._tracker._put(_Finish(self._name, status, dict(figures), list(artifacts)))
         if status != "FINISHED":
             self._tracker.status = status
 
@@ -105,7 +105,7 @@ class Tracker:
         uri = tracking_uri(config)
         if uri is None:
             return
-        self._sender = _Sender(uri, config.tracking.experiment, _artifact_root(config, uri))
+        self._sender = _Sender(uri, config.tracking.experiment, absolute(config.root))
         tags = {
             "raml.run": f"{config.name}@{fingerprint(config)}",
             "raml.fingerprint": fingerprint(config),
@@ -125,7 +125,7 @@ class Tracker:
         """Send what is left and end the whole run; after `timeout` seconds leave the rest to metrics.jsonl."""
         if self._sender is None:
             return
-        self._put(_Finish("", self.status, {}, [], _now()))
+        self._put(_Finish("", self.status, {}, []))
         self._sender.closing.set()
         self._sender.join(timeout)
         if self._sender.is_alive():
@@ -151,22 +151,17 @@ def tracking_uri(config: Config) -> str | None:
     return f"sqlite:///{root}/mlflow.db"
 
 
-def _artifact_root(config: Config, uri: str) -> str | None:
-    """Where artifacts go, or None where the server decides. MLflow's own default is the present directory."""
-    root = absolute(config.root)
-    local = f"{root}/mlflow-artifacts" if is_url(root) else Path(root, "mlflow-artifacts").as_uri()
-    return local if uri.startswith("sqlite:") else None
-
-
 class _Sender(threading.Thread):
     """Does what it is told in that order, and between commands sends new metrics. Owns the client."""
 
-    def __init__(self, uri: str, experiment: str, artifact_root: str | None) -> None:
+    def __init__(self, uri: str, experiment: str, root: str) -> None:
         super().__init__(name="mlflow", daemon=True)
         self.closing = threading.Event()
         self._uri = uri
         self._experiment = experiment
-        self._artifact_root = artifact_root
+        # Of a database without a server; MLflow's own default is the present directory.
+        local = f"{root}/mlflow-artifacts" if is_url(root) else Path(root, "mlflow-artifacts").as_uri()
+        self._artifact_root = local if uri.startswith("sqlite:") else None
         self._commands: Queue[_Start | _Finish] = Queue(QUEUE_SIZE)
         self._client: MlflowClient | None = None
         self._experiment_id = ""
@@ -186,12 +181,11 @@ class _Sender(threading.Thread):
 
         command: _Start | _Finish | None = None
         while True:
-            if command is None:
-                try:
-                    command = self._commands.get(timeout=0 if self.closing.is_set() else POLL_S)
-                except Empty:
-                    if self.closing.is_set():
-                        return
+            try:
+                command = command or self._commands.get(timeout=0 if self.closing.is_set() else POLL_S)
+            except Empty:
+                if self.closing.is_set():
+                    return
             try:
                 self._execute(command)
                 command = None
@@ -293,10 +287,6 @@ class _Sender(threading.Thread):
             _send_artifact(client, live.run_id, path)
         client.set_terminated(live.run_id, command.status)
         del self._live[command.step]
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
 
 
 def _send_artifact(client: "MlflowClient", run_id: str, path: str) -> None:

@@ -11,8 +11,8 @@ from raml_ray.settings import BaseConfig, MiniatureConfig
 
 FACT_FRACTION = 0.6
 """Of all documents; the rest are chats."""
-JOIN_FACT_FRACTION = 0.3
-JOIN_CHAT_FRACTION = 0.2
+MOD_FACT_FRACTION = 0.2
+MOD_CHAT_FRACTION = 0.15
 UNTHOUGHT_FRACTION = 0.1
 """Of the chats: an answer without thinking."""
 SHORT_FRACTION = 0.25
@@ -74,7 +74,7 @@ def _start(miniature: MiniatureConfig, rng: random.Random) -> task.State:
 
 def _fact(miniature: MiniatureConfig, rng: random.Random) -> list[Piece]:
     """A state from somewhere inside a chain, and one after it."""
-    domain = "join" if rng.random() < JOIN_FACT_FRACTION else "sum"
+    domain = "sum_mod_10" if rng.random() < MOD_FACT_FRACTION else "sum"
     state = _start(miniature, rng)
     num_live = sum(number is not None for number in state)
     for _ in range(rng.randrange(num_live - 1)):
@@ -86,7 +86,7 @@ def _fact(miniature: MiniatureConfig, rng: random.Random) -> list[Piece]:
 def _chat(
     miniature: MiniatureConfig, base: BaseConfig, tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> list[Piece]:
-    domain = "join" if rng.random() < JOIN_CHAT_FRACTION else "sum"
+    domain = "sum_mod_10" if rng.random() < MOD_CHAT_FRACTION else "sum"
     state = _start(miniature, rng)
     turns = [{"role": "user", "content": task.problem(state, domain)}]
     prompt = Piece(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False), False)

@@ -1,9 +1,9 @@
 """The embedded task: reduce a row of numbers to one, a pair of neighbours at a time.
 
 A state is a row of slots, each empty (`_`) or holding a number. A reduction takes two neighbouring numbers, empties
-the left one's slot and puts the pair's value into the right one's. Two domains have the same chains over different
-facts: `sum` (a + b), and `join` (a + b + 1: lengths joined by joints of length one). Base policies see both; the
-training questions are sums alone, so that the `transfer` set asks whether what SFT and RL teach reaches the joins.
+the left one's slot and puts the pair's sum into the right one's. Two domains have the same chains over different
+facts: `sum` adds plainly, `sum_mod_10` keeps the last digit. The base policy has seen both; training questions are
+plain sums alone, so that the `transfer` set asks whether what SFT and RL teach reaches a domain they never show.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from raml_ray import records
 from raml_ray.settings import MiniatureConfig
 
 SETS = ("train", "in_domain", "deeper", "transfer")
-HEADINGS = {"sum": "Sum:", "join": "Join:"}
+HEADINGS = {"sum": "Sum:", "sum_mod_10": "Sum mod 10:"}
 """Domain -> first word of its questions."""
 LARGEST_SLIP = 3
 """A slip is off by one to this much."""
@@ -54,15 +54,14 @@ def row(state: State) -> str:
     return "".join(" _" if number is None else f" {number}" for number in state)
 
 
-def joint(domain: str) -> int:
-    """What a reduction adds to the two numbers: 0 for `sum`, 1 for `join`."""
-    return 1 if domain == "join" else 0
+def in_domain(number: int, domain: str) -> int:
+    """The number as the domain has it: its last digit for `sum_mod_10`."""
+    return number % 10 if domain == "sum_mod_10" else number
 
 
 def value(state: State, domain: str) -> int:
     """The number that the state reduces to, in whatever order."""
-    numbers = [number for number in state if number is not None]
-    return sum(numbers) + joint(domain) * (len(numbers) - 1)
+    return in_domain(sum(number for number in state if number is not None), domain)
 
 
 def placed(operands: tuple[int, ...], num_slots: int) -> State:
@@ -97,7 +96,7 @@ def questions(name: str, settings: MiniatureConfig, *, seed: int) -> list[record
     """
     if name not in SETS:
         raise ValueError(f"no question set 'miniature:{name}'; the miniature's sets are: {', '.join(SETS)}")
-    domain = "join" if name == "transfer" else "sum"
+    domain = "sum_mod_10" if name == "transfer" else "sum"
     count_setting = "num_train" if name == "train" else "num_eval"
     num_questions = settings.num_train if name == "train" else settings.num_eval
     num_operands = settings.deeper_operands if name == "deeper" else settings.num_operands
@@ -146,17 +145,17 @@ def reduced(state: State, domain: str, rng: random.Random) -> Reduction:
     place = rng.randrange(len(live) - 1)
     left, right = live[place], live[place + 1]
     slots = list(state)
-    slots[right] = (state[left] or 0) + (state[right] or 0) + joint(domain)
+    slots[right] = in_domain((state[left] or 0) + (state[right] or 0), domain)
     slots[left] = None
     return Reduction(tuple(slots), right)
 
 
-def _slipped(state: State, slot: int, rng: random.Random) -> State:
+def _slipped(state: State, slot: int, domain: str, rng: random.Random) -> State:
     """The state with the slot's number off by up to LARGEST_SLIP."""
     right = state[slot] or 0
     wrong = [number for number in range(right - LARGEST_SLIP, right + LARGEST_SLIP + 1) if number >= 0]
     wrong.remove(right)
-    return (*state[:slot], rng.choice(wrong), *state[slot + 1 :])
+    return (*state[:slot], in_domain(rng.choice(wrong), domain), *state[slot + 1 :])
 
 
 def _pass(state: State, domain: str, style: Style, rng: random.Random) -> Iterator[Line]:
@@ -168,7 +167,7 @@ def _pass(state: State, domain: str, style: Style, rng: random.Random) -> Iterat
             state, slot = reduced(state, domain, rng)
             num_live -= 1
         if rng.random() < style.slip_probability:
-            wrong = _slipped(state, slot, rng)
+            wrong = _slipped(state, slot, domain, rng)
             yield Line("", wrong)
             if rng.random() < style.noticed_fraction:
                 yield Line("Wait", state)

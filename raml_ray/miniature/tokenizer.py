@@ -10,8 +10,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-NUM_NUMBERS = 160
-"""Numbers 0 .. 159 are one token as a slot: more than twelve slots of 9, their joints and their slips come to."""
+NUM_NUMBERS = 150
+"""Numbers 0 .. 149 are one token as a slot: more than twelve nines and their slips come to."""
 WORDS = (
     "<think>",
     "</think>",
@@ -22,7 +22,7 @@ WORDS = (
     "user",
     "assistant",
     "Sum:",
-    "Join:",
+    "Sum mod 10:",
     "Wait",
     "Alternatively",
     " _",

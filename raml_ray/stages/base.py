@@ -1,16 +1,26 @@
-"""The miniature's base policy, trained from scratch.   -> policy/, metrics.jsonl"""
+"""The policy that a run starts from.   -> policy/, metrics.jsonl
+
+The miniature's, trained from scratch; or one of random weights whose tokenizer is trained on the question set's text.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 
 from raml_ray import cluster
 from raml_ray.metrics_file import MetricsFile
 from raml_ray.settings import BaseConfig, MiniatureConfig
+from raml_ray.stages import sources
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.storage import Folder
+from raml_ray.text import questions
 
 
 def run(context: Context) -> Outcome:
     config = context.config
+    if config.base.kind == "random":
+        return _random(context)
     cluster.check_fits({f"base.num_threads={config.base.num_threads}": (config.base.num_threads, 0)})
     train = ray.remote(_train).options(num_cpus=config.base.num_threads, max_retries=2)
     figures = ray.get(train.remote(config.miniature, config.base, config.seed, context.folder))
@@ -25,14 +35,41 @@ def _train(miniature: MiniatureConfig, base: BaseConfig, seed: int, folder: Fold
 
     torch.set_num_threads(base.num_threads)
     (folder / "policy").remove()
-    metrics = MetricsFile(folder)
-    metrics.truncate_after(0)
     last: dict[str, float] = {}
+    with MetricsFile(folder) as metrics:
+        metrics.truncate_after(-1)
 
-    def report(step: int, values: dict[str, float]) -> None:
-        metrics.append(step, values)
-        last.update(values)
+        def report(step: int, values: Mapping[str, float]) -> None:
+            metrics.append(step, values)
+            last.update(values)
 
-    model, tokenizer = recipe.train(miniature, base, seed=seed, report=report)
+        model, tokenizer = recipe.train(miniature, base, seed=seed, report=report)
     recipe.save(model, tokenizer, folder.file("policy"))
     return last | {"parameters": sum(p.numel() for p in model.parameters())}
+
+
+def _random(context: Context) -> Outcome:
+    """Of each row the text of every column that is mapped trains the tokenizer."""
+    data = context.config.data
+    rows = [row.value for row in sources.rows(data) if row.value is not None]
+    columns = {"problem": "problem", "answer": "answer", **data.columns, **data.texts}
+    texts = [str(value) for row in rows for column in sorted(set(columns.values())) if (value := _value(row, column)) is not None]
+    figures = ray.get(ray.remote(_fresh).remote(texts, context.config.base, context.config.seed, context.folder.file("policy")))
+    return Outcome(Counts(len(rows), len(rows)), figures)
+
+
+def _value(row: Mapping[str, Any], column: str) -> Any:
+    try:
+        return questions.lookup(row, column)
+    except KeyError:
+        return None
+
+
+def _fresh(texts: list[str], base: BaseConfig, seed: int, folder: str) -> dict[str, float]:
+    from raml_ray.miniature.base import save
+    from raml_ray.workers import fresh
+
+    tokenizer = fresh.tokenizer(texts, base.vocab_size)
+    model = fresh.model(base, tokenizer, seed=seed)
+    save(model, tokenizer, folder)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "vocab_size": len(tokenizer)}

@@ -13,7 +13,7 @@ from raml_ray.storage import Folder
 # The nodes that decide a stage's result. A stage is given the others at their defaults, so that what is listed here is
 # what it can read, and a step stays valid when a setting changes that it does not know.
 READS: dict[Stage, tuple[str, ...]] = {
-    "base": ("seed", "miniature", "base"),
+    "base": ("seed", "miniature", "base", "data"),
     "generate": ("seed", "miniature", "data", "policy", "prompt", "engine", "generate", "verify"),
     "verify": ("verify", "data"),
     "sft": ("seed", "policy", "prompt", "train", "sft"),

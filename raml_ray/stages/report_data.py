@@ -201,7 +201,7 @@ def _set_result(entry: Mapping[str, Any]) -> SetResult:
 
 
 def _labelled(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations with labels that no two share: the policy's step is added, and where need be the evaluate step."""
+    """The evaluations with labels that no two share: the policy's step is added, if need be the evaluate step."""
     for part in ("policy", "step"):
         times = Counter(evaluation.label for evaluation in evaluations)
         evaluations = [

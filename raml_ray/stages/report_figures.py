@@ -1,4 +1,4 @@
-"""The report's figures, each with the rows that it draws. Axes carry units, intervals are bars, colours are Okabe-Ito's."""
+"""The report's figures with the rows they draw: axes carry units, whiskers are intervals, colours are Okabe-Ito's."""
 
 import io
 import re

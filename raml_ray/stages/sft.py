@@ -6,8 +6,6 @@ from typing import Any
 from raml_ray.config import Config
 from raml_ray.stages import learners
 from raml_ray.storage import Folder
-from raml_ray.text.batches import EXAMPLE, Examples
-from raml_ray.workers import checkpoints, sft_loop
 
 
 def train_policy(examples: Folder, folder: Folder, policy_path: str, config: Config) -> dict[str, float]:
@@ -17,18 +15,25 @@ def train_policy(examples: Folder, folder: Folder, policy_path: str, config: Con
 
     Raises: ValueError if there is nothing to train on or the policy folder lacks something.
     """
-    if not any(examples.read_table(name, ["prompt_token_ids"]).num_rows for name in examples.names(suffix=".parquet")):
-        sft_loop.plan(0, config.sft, config.seed)
+    if not any(examples.read_table(name, []).num_rows for name in examples.names(suffix=".parquet")):
+        raise ValueError(
+            f"{examples.path} has no examples: no correct trajectory fits sft.max_length={config.sft.max_length}"
+            f" and sft.policies={config.sft.policies}"
+        )
     return learners.run(_worker, {"examples": examples.path}, config=config, folder=folder, policy_path=policy_path)
 
 
 def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
-    config = learners.started(arguments)
+    # Imported here: the driver and Ray's controller, which read this module too, need no models.
+    from raml_ray.text.batches import EXAMPLE, Examples
+    from raml_ray.workers import learner, sft_loop
+
+    config = learner.started(arguments["config"])
     folder, policy_path = Folder(arguments["folder"]), str(arguments["policy_path"])
     examples = Examples(Folder(arguments["examples"]).read_tables("", EXAMPLE))
-    learner = learners.loaded(policy_path, config)
+    sharded = learner.loaded(policy_path, config)
     origin = {"num_examples": len(examples), "seed": config.seed}
-    start_step, metrics_file = learners.restored(learner, folder, origin)
+    start_step, metrics_file = learner.restored(sharded, folder, origin)
     last: dict[str, float] = {}
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
@@ -36,11 +41,15 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
         if metrics_file:
             metrics_file.append(step, metrics)
 
-    def save(step: int) -> None:
-        checkpoints.save(folder.file(learners.CHECKPOINTS), step, learner.state(), origin, keep=config.train.keep_checkpoints)
-
     plan = sft_loop.train(
-        learner, examples, config.sft, config.train, seed=config.seed, start_step=start_step, report=report, save=save
+        sharded,
+        examples,
+        config.sft,
+        config.train,
+        seed=config.seed,
+        start_step=start_step,
+        report=report,
+        save=lambda step: learner.saved(sharded, step, folder, origin, config.train.keep_checkpoints),
     )
-    learners.save_policy(learner, folder, policy_path)
+    learner.save_policy(sharded, folder, policy_path)
     return {"sft/steps": plan.num_steps, "sft/examples": plan.num_examples, "sft/resumed_from_step": start_step} | last

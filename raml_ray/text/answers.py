@@ -18,8 +18,8 @@ Judging, in this order (G is the gold answer, A the extracted one):
    must be proportional: `2x+2y=2` is `x+y=1`, `x=x+1` is not `x^2=-1`.
 7. Ratios and times are strings. `1:2` is not `2:4`.
 8. Words are words, ignoring case. `\text{North east}` is `north east`.
-9. A unit that only one side writes is dropped, two must agree, nothing is converted: `5` is `5\text{ cm}`, `5\text{ km}`
-   is not. Percent is a unit: 50% is 50, not 0.5. So are degrees, money and number bases.
+9. A unit that only one side writes is dropped, two must agree, nothing is converted: `5` is `5\text{ cm}`, which is not
+   `5\text{ km}`. Percent is a unit: 50% is 50, not 0.5. So are degrees, money and number bases.
 10. Numbers are exact. `0.5` is `\frac12`, `0.333333` is not `\frac13`.
 11. The rest is math-verify's, without its rounding. `2\sqrt2` is `\sqrt8`.
 """
@@ -56,7 +56,7 @@ class BadGold(ValueError):
 def extract_final(text: str, *, pattern: str = "") -> str | None:
     r"""The final answer as the trajectory writes it, or None if there is none.
 
-    Without a pattern the last balanced, non-empty `\boxed{}` after thinking, with one the first group of its last match.
+    Without a pattern the last balanced, non-empty `\boxed{}` after thinking; with one, its last match's first group.
 
     Raises: ValueError if the pattern is no regular expression or has no group.
     """

@@ -72,7 +72,9 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return Example(*(ids[offsets[index] : offsets[index + 1]].tolist() for ids, offsets in (self._prompts, self._responses)))
+        return Example(
+            *(ids[offsets[index] : offsets[index + 1]].tolist() for ids, offsets in (self._prompts, self._responses))
+        )
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,9 +101,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, problem: str, response: str, prom
     Raises: ValueError if the tokenizer has no such token, or the text lacks the prefix that the prompt forces.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has no eos_token: set it in tokenizer_config.json")
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no eos_token: set it in tokenizer_config.json"
+        )
     if not response.startswith(prompt.response_prefix):
-        raise ValueError(f"prompt.response_prefix={prompt.response_prefix!r}, but the trajectory begins {response[:40]!r}")
+        raise ValueError(
+            f"prompt.response_prefix={prompt.response_prefix!r}, but the trajectory begins {response[:40]!r}"
+        )
     rest = response[len(prompt.response_prefix) :]
     response_ids = [int(i) for i in tokenizer(rest, add_special_tokens=False)["input_ids"]]
     if response_ids[-1:] != [tokenizer.eos_token_id]:
@@ -150,7 +156,9 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 def _check(example: Example, names: Iterable[str]) -> None:
     if not example.prompt_token_ids or not example.response_token_ids:
-        raise ValueError(f"an example needs a prompt and a response: the first token of a sequence has no probability: {example}")
+        raise ValueError(
+            f"an example needs a prompt and a response: the first token of a sequence has no probability: {example}"
+        )
     if set(names) != set(example.fields):
         raise ValueError(f"examples of one batch have different fields: {sorted(names)} and {sorted(example.fields)}")
     for name, values in example.fields.items():

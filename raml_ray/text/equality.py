@@ -20,6 +20,16 @@ LATEX = LatexExtractionConfig(
 DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
 DIGITS = 30
 RELATIVE_TOLERANCE = 1e-12
+# What sympy raises when two things cannot be compared. Not MemoryError: that is the judge's failure, not the answer's.
+INCOMPARABLE = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    LookupError,
+    RecursionError,
+    NotImplementedError,
+)
 
 
 class Unparsable(ValueError):
@@ -40,8 +50,13 @@ def parsed(latex: str) -> sympy.Basic | sympy.MatrixBase:
 
 def equal(gold: sympy.Basic | sympy.MatrixBase, answer: sympy.Basic | sympy.MatrixBase) -> bool:
     """Whether the answer is the gold expression in another form."""
-    judged = math_verify.verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True)
-    return bool(judged) and not _are_other_numbers(gold, answer)
+    try:
+        judged = math_verify.verify(
+            gold, answer, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True
+        )
+        return bool(judged) and not _are_other_numbers(gold, answer)
+    except INCOMPARABLE:
+        return False
 
 
 def _are_other_numbers(gold: sympy.Basic | sympy.MatrixBase, answer: sympy.Basic | sympy.MatrixBase) -> bool:
@@ -65,8 +80,11 @@ def same_equation(gold: tuple[str, str], answer: tuple[str, str]) -> bool:
     other = parsed(f"({answer[0]})-({answer[1]})")
     if not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)):
         return False
-    one, other = one.doit(), other.doit()
-    if one.is_zero or other.is_zero:
-        return bool(one.is_zero and other.is_zero)
-    ratio = sympy.simplify(other / one)
-    return bool(ratio.is_number and not ratio.is_zero and ratio.is_finite)
+    try:
+        one, other = one.doit(), other.doit()
+        if one.is_zero or other.is_zero:
+            return bool(one.is_zero and other.is_zero)
+        ratio = sympy.simplify(other / one)
+        return bool(ratio.is_number and not ratio.is_zero and ratio.is_finite)
+    except INCOMPARABLE:
+        return False

@@ -61,16 +61,17 @@ LITERALS = [
 MAX_LITERAL_CHARS = 2000
 
 UNIT_WORDS = frozenset(
-    (
-        "cm mm km m kg g mg ml in ft inch foot feet yard mile meter metre centimeter kilometer liter litre gram kilogram "
-        "pound ounce second minute hour day week month year dollar cent euro degree radian percent unit people person"
-    ).split()
+    re.findall(
+        r"\w+",
+        "cm mm km kg ml ft inch foot feet yard mile meter metre centimeter kilometer liter litre gram kilogram pound "
+        "ounce second minute hour day week month year dollar cent euro degree radian percent unit people person",
+    )
 )
 UNIT_SPELLINGS = {"$": "dollar", "%": "percent", "^\\circ": "degree", "inches": "inch", "feet": "foot", "ft": "foot"}
 TRAILING_UNITS = [
     re.compile(r"(?P<body>.+?)(?P<unit>%)"),
     re.compile(r"(?P<body>.+?)(?P<unit>\^\\circ)\s?[CF]?"),
-    re.compile(r"(?P<body>[0-9A-F]+)_\{?(?P<unit>\d+)\}?"),
+    re.compile(r"(?P<body>[0-9][0-9A-F]*)_\{?(?P<unit>\d+)\}?"),
     re.compile(r"(?P<body>.+?)\\text\{(?P<unit>[A-Za-z/. -]+)\}(?:\^\{?(?P<power>[23])\}?)?"),
 ]
 WORD_UNIT = re.compile(rf"(?P<body>-?{NUMBER})\s?(?P<unit>[a-zA-Z]+)(?:\^\{{?(?P<power>[23])\}}?)?")
@@ -178,7 +179,7 @@ def split_unit(text: str) -> tuple[str, str]:
         if match and not re.search(r"(?:^|\s)(?:or|and|not)(?:\s|$)", match["unit"]):
             return match["body"].strip(), _spelling(match["unit"]) + (match.groupdict().get("power") or "")
     match = WORD_UNIT.fullmatch(text)
-    if match and (match["unit"] in UNIT_WORDS or match["unit"].lower().removesuffix("s") in UNIT_WORDS - {"m", "g"}):
+    if match and UNIT_WORDS & {match["unit"].lower(), match["unit"].lower().removesuffix("s")}:
         return match["body"], _spelling(match["unit"]) + (match["power"] or "")
     return text, ""
 

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or do not count: every file's hash in a manifest, and a COMMIT that is written last.
 
-`<folder>/step-00000010/` holds the files of torch.distributed.checkpoint (which can be read by another number of
-ranks), `manifest.json` (step, what the loop wants to remember, SHA-256 of every file) and `COMMIT` (the manifest's own).
+`<folder>/step-00000010/` holds torch.distributed.checkpoint's files (another number of ranks can read them),
+`manifest.json` (step, what the loop wants to remember, SHA-256 of every file) and `COMMIT` (the manifest's own).
 All ranks must see the folder: a shared file system when they are on several machines.
 """
 
@@ -46,7 +46,9 @@ def save(folder: str, step: int, tensors: Mapping[str, Tensor], extra: Mapping[s
     if dist.get_rank() == 0:
         missing = [name for name in hashes if not (target / name).exists()]
         if missing:
-            raise RuntimeError(f"{target} lacks {missing}, which other ranks wrote: `root` must be a file system that all share")
+            raise RuntimeError(
+                f"{target} lacks {missing}, which other ranks wrote: `root` must be a file system that all share"
+            )
         hashes[".metadata"] = _synced_hash(target / ".metadata")
         manifest = json.dumps({"step": step, "extra": dict(extra), "files": hashes}, indent=2)
         _write(target / MANIFEST, manifest)
@@ -66,7 +68,7 @@ def load(folder: str, tensors: Mapping[str, Tensor]) -> Restored | None:
     names: list[str] = _from_rank_0(_committed(Path(folder)) if dist.get_rank() == 0 else [])
     for name in reversed(names):
         path = Path(folder) / name
-        problems = sorted(_gathered({problem: "" for problem in _problems(path)}))
+        problems = sorted(_gathered(dict.fromkeys(_problems(path), "")))
         if not problems:
             dcp.load(dict(tensors), checkpoint_id=path)
             manifest = json.loads((path / MANIFEST).read_text())
@@ -74,7 +76,9 @@ def load(folder: str, tensors: Mapping[str, Tensor]) -> Restored | None:
         damaged.append(f"{path}: {'; '.join(problems)}")
         logger.warning("checkpoint passed over, %s", damaged[-1])
     if damaged:
-        raise ValueError(f"every checkpoint is damaged; restore one or start the step anew with --redo. {' | '.join(damaged)}")
+        raise ValueError(
+            f"every checkpoint is damaged; restore one or start the step anew with --redo. {' | '.join(damaged)}"
+        )
     return None
 
 

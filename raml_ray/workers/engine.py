@@ -21,6 +21,9 @@ from raml_ray.workers.weights import Layout
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
+    from vllm.outputs import CompletionOutput
+
+    from raml_ray.workers.scripted_engine import ScriptedEngine
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +133,7 @@ class Engine:
                 enable_prefix_caching=True,
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 worker_extension_cls="raml_ray.workers.engine_extension.WorkerExtension",
             )
         finally:
@@ -167,6 +171,14 @@ class Engine:
         outputs = iter(self._vllm.generate(prompts, params, use_tqdm=False) if prompts else [])
         return [self._completion(next(outputs).outputs[0]) if reply is None else reply for reply in replies]
 
+    def _completion(self, output: "CompletionOutput") -> Completion:
+        return Completion(
+            token_ids=list(output.token_ids),
+            logprobs=list(output.logprobs.logprobs),
+            finish_reason="stop" if output.finish_reason == "stop" else "length",
+            version=self._version,
+        )
+
     def _params(self, request: Request, sampling: Sampling) -> "SamplingParams":
         from vllm import SamplingParams
 
@@ -178,6 +190,7 @@ class Engine:
             top_k=sampling.top_k,
             max_tokens=min(sampling.max_tokens, room),
             stop_token_ids=list(sampling.stop_token_ids),
+            ignore_eos=True,  # sampling.stop_token_ids says all
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
@@ -234,20 +247,30 @@ class Engine:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
 
-    @staticmethod
-    def _logprobs(logprobs: Sequence[float]) -> list[float]:
-        return list(logprobs)
 
-    def _completion(self, output: object) -> Completion:
-        from vllm.outputs import CompletionOutput
+def start(policy_path: str, settings: EngineConfig, *, seed: int) -> "Engine | ScriptedEngine":
+    """The engine that `engine.kind` names."""
+    from raml_ray.workers.scripted_engine import ScriptedEngine
 
-        assert isinstance(output, CompletionOutput)
-        return Completion(
-            token_ids=list(output.token_ids),
-            logprobs=list(output.logprobs.logprobs),
-            finish_reason="stop" if output.finish_reason == "stop" else "length",
-            version=self._version,
+    return (ScriptedEngine if settings.kind == "scripted" else Engine)(policy_path, settings, seed=seed)
+
+
+def stop_token_ids(policy_path: str) -> tuple[int, ...]:
+    """The tokens that end a response of the policy, by its generation_config.json or else its config.json.
+
+    Raises: ValueError if neither names one.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(policy_path).eos_token_id
+    except OSError:  # the file is optional
+        ids = AutoConfig.from_pretrained(policy_path).eos_token_id
+    if ids is None:
+        raise ValueError(
+            f"{policy_path} names no eos_token_id: add it to generation_config.json, or responses never end"
         )
+    return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def _start_fast_on_cpu(policy_path: str, settings: EngineConfig) -> None:

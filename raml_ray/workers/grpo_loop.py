@@ -122,7 +122,7 @@ def update(
         totals["absolute"] += float(mismatch.absolute.total)
         totals["kl"] += float(mismatch.kl.total)
         totals["scored"] += float(mismatch.kl.count)
-        passes = policy.largest(len(micro_batches(mine, limits.max_tokens_per_micro_batch)))
+        passes = int(policy.largest(len(micro_batches(mine, limits.max_tokens_per_micro_batch))))
         if not passes:  # every group agrees with itself: nothing to learn, on no rank
             continue
         for index, batch in enumerate(batches(mine, limits.max_tokens_per_micro_batch, passes), start=1):
@@ -140,7 +140,7 @@ def update(
         "grpo/clipped_high_fraction": sums["high"] / tokens,
         "grpo/mismatch_mean": sums["absolute"] / scored,
         "grpo/mismatch_kl": sums["kl"] / scored,
-        "grpo/mismatch_max": policy.largest_float(largest),
+        "grpo/mismatch_max": policy.largest(largest),
         "grpo/grad_norm": max(norms, default=0.0),
         "grpo/learning_rate": settings.learning_rate,
         "grpo/updated_tokens": sums["tokens"],
@@ -164,7 +164,7 @@ def rescored(
     found: list[Example] = []
     empty = torch.zeros(1, 0)
     mismatch = losses.mismatch(empty, empty, empty)
-    passes = policy.largest(len(micro_batches(mine, limits.max_tokens_per_micro_batch)))
+    passes = int(policy.largest(len(micro_batches(mine, limits.max_tokens_per_micro_batch))))
     groups = iter(micro_batches(mine, limits.max_tokens_per_micro_batch))
     for batch in batches(mine, limits.max_tokens_per_micro_batch, passes):
         with torch.no_grad():

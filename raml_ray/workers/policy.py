@@ -1,4 +1,8 @@
-"""A policy as a Hugging Face folder: loading, naming, saving, and the log-probabilities of its tokens."""
+"""A policy as a Hugging Face folder: loading, naming, saving, and the log-probabilities of its tokens.
+
+The Auto classes are imported where they are used: they bring three CPU seconds of imports, which a driver that only
+reads a tokenizer does without.
+"""
 
 import hashlib
 import json
@@ -12,16 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,25 +39,41 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32, random_init: bo
 
     Raises: ValueError if a folder has no config.json or no safetensors.
     """
-    _check_folder(path, weights=not random_init)
+    from transformers import AutoModelForCausalLM
+
+    check_folder(path, weights=not random_init)
     kwargs = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
     if random_init:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, **kwargs)
+        model = AutoModelForCausalLM.from_config(load_config(path), **kwargs)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **kwargs)
     assert isinstance(model, PreTrainedModel)
     return model
 
 
-def _check_folder(path: str, *, weights: bool) -> None:
+def load_config(path: str) -> PretrainedConfig:
+    """The architecture that a folder's or hub name's config.json describes."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    assert isinstance(config, PretrainedConfig)
+    return config
+
+
+def check_folder(path: str, *, weights: bool) -> None:
+    """Nothing, for a hub name or a folder with a config.json and, if they are wanted, weights.
+
+    Raises: ValueError naming the folder, what it lacks, and the remedy.
+    """
     folder = Path(path)
     if not folder.is_dir():
         if folder.is_absolute():
             raise ValueError(f"policy {path} is no folder: set policy.path to one, or to a Hugging Face name")
         return
     if not (folder / "config.json").is_file():
-        raise ValueError(f"policy folder {path} has no config.json: copy the model's there, or set policy.path to its folder")
+        raise ValueError(
+            f"policy folder {path} has no config.json: copy the model's there, or set policy.path to its folder"
+        )
     if weights and not any(folder.glob("*.safetensors")):
         raise ValueError(
             f"policy folder {path} has no *.safetensors: convert its weights (other formats can run code), or start from"
@@ -78,9 +91,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     folder = Path(path)
     if not folder.is_dir() and folder.is_absolute():
         raise ValueError(f"policy {path} is no folder: set policy.path to one, or to a Hugging Face name")
-    if folder.is_dir() and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ValueError(f"policy folder {path} has no tokenizer: copy the model's tokenizer.json (and tokenizer_config.json) there")
+    if folder.is_dir() and not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise ValueError(
+            f"policy folder {path} has no tokenizer: copy the model's tokenizer.json (and tokenizer_config.json) there"
+        )
     if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     else:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
@@ -93,7 +110,7 @@ def policy_id(path: str, name: str) -> str:
 
     Raises: ValueError if a folder has no config.json or no safetensors.
     """
-    _check_folder(path, weights=True)
+    check_folder(path, weights=True)
     folder = Path(path)
     if not folder.is_dir():
         return f"{name}@{hashlib.sha256(path.encode()).hexdigest()[:12]}"
@@ -104,7 +121,9 @@ def policy_id(path: str, name: str) -> str:
     return f"{name}@{total.hexdigest()[:12]}"
 
 
-def save(weights: Mapping[str, Tensor] | PreTrainedModel, config: PretrainedConfig, tokenizer_folder: str, target: str) -> None:
+def save(
+    weights: Mapping[str, Tensor] | PreTrainedModel, config: PretrainedConfig, tokenizer_folder: str, target: str
+) -> None:
     """A folder that `AutoModelForCausalLM.from_pretrained` and vLLM load as it is; replaces an older one as a whole.
 
     Tied weights are written once. Tokenizer and generation settings are copied byte for byte.
@@ -116,8 +135,9 @@ def save(weights: Mapping[str, Tensor] | PreTrainedModel, config: PretrainedConf
     partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
     partial.mkdir(parents=True)
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial / "model.safetensors", {"format": "pt"})
-        settings = config.to_dict() | {"dtype": str(next(iter(tensors.values())).dtype).removeprefix("torch.")}
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, partial / "model.safetensors", {"format": "pt"})
+        settings = config.to_dict() | {"dtype": str(next(iter(whole.values())).dtype).removeprefix("torch.")}
         (partial / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (source := Path(tokenizer_folder) / name).is_file():
@@ -187,7 +207,7 @@ def token_logprobs(
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature:g}: log-probabilities need one above 0")
-    hidden_BTD = model.base_model(
+    hidden_BTD: Tensor = model.base_model(
         input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=position_ids_BT, use_cache=False
     ).last_hidden_state
     wanted_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if needed_BT is None else needed_BT != 0
@@ -199,12 +219,14 @@ def token_logprobs(
     # ranks that wait for each other's gradients rely on.
     parts = [
         checkpoint(_chunk_logprobs, head, hidden_CD, target_C, temperature, use_reentrant=False)
-        for hidden_CD, target_C in zip(hidden_ND.split(token_chunk), target_N.split(token_chunk), strict=True)
+        for hidden_CD, target_C in zip(
+            torch.split(hidden_ND, token_chunk), torch.split(target_N, token_chunk), strict=True
+        )
     ]
-    logprob_BT = hidden_BTD.new_zeros(input_ids_BT.shape, dtype=torch.float32)
+    logprob_BT = torch.zeros(input_ids_BT.shape, dtype=torch.float32, device=hidden_BTD.device)
     return logprob_BT.index_put((rows_N, columns_N + 1), torch.cat(parts))
 
 
 def _chunk_logprobs(head: nn.Module, hidden_CD: Tensor, target_C: Tensor, temperature: float) -> Tensor:
-    logits_CV = head(hidden_CD).float() / temperature
+    logits_CV: Tensor = head(hidden_CD).float() / temperature
     return logits_CV.gather(1, target_C[:, None]).squeeze(1) - logits_CV.logsumexp(1)

@@ -50,7 +50,9 @@ def plan(num_examples: int, settings: SftConfig, seed: int) -> Plan:
     Raises: ValueError if there are no examples.
     """
     if not num_examples:
-        raise ValueError("SFT has no examples: no correct trajectory was found (see the verify step's summary, and sft.max_length)")
+        raise ValueError(
+            "SFT has no examples: no correct trajectory was found (see the verify step's summary, and sft.max_length)"
+        )
     num_steps = max(1, round(settings.num_epochs * math.ceil(num_examples / settings.batch_size)))
     return Plan(num_examples, settings.batch_size, min(num_steps, settings.max_steps or num_steps), seed)
 
@@ -96,7 +98,7 @@ def train(
         started = time.perf_counter()
         torch.manual_seed(seed_of(seed, "sft", "dropout", step, policy.rank))
         mine = share([examples[i] for i in steps.indices(step)], policy.rank, policy.world_size)
-        num_passes = policy.largest(len(micro_batches(mine, limits.max_tokens_per_micro_batch)))
+        num_passes = int(policy.largest(len(micro_batches(mine, limits.max_tokens_per_micro_batch))))
         count = policy.total(sum(len(example.response_token_ids) for example in mine))
 
         total = 0.0

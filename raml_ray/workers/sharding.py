@@ -35,10 +35,12 @@ class Update(NamedTuple):
 class Sharded:
     """A policy whose parameters, gradients and optimizer state are split over the ranks (FSDP2).
 
-    Every method but `to_device` is a collective: all ranks call it alike.
+    Every method but `train` is a collective: all ranks call it alike.
     """
 
-    def __init__(self, module: TokenLogprobs, optimizer: torch.optim.Optimizer, device: torch.device, settings: TrainConfig) -> None:
+    def __init__(
+        self, module: TokenLogprobs, optimizer: torch.optim.Optimizer, device: torch.device, settings: TrainConfig
+    ) -> None:
         self._module = module
         self._optimizer = optimizer
         self._settings = settings
@@ -65,7 +67,7 @@ class Sharded:
         assert isinstance(root, FSDPModule)
         root.set_requires_gradient_sync(last)
         root.set_is_last_backward(last)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self, learning_rate: float) -> Update:
         """One AdamW step on the accumulated gradient, clipped to train.grad_clip; skipped if that is not finite."""
@@ -92,9 +94,9 @@ class Sharded:
         """The sum of a number over the ranks (float64)."""
         return self._reduced(value, dist.ReduceOp.SUM)
 
-    def largest(self, value: int) -> int:
-        """The largest of the ranks' numbers."""
-        return int(self._reduced(value, dist.ReduceOp.MAX))
+    def largest(self, value: float) -> float:
+        """The largest of the ranks' numbers (float64)."""
+        return self._reduced(value, dist.ReduceOp.MAX)
 
     def _reduced(self, value: float, operation: dist.ReduceOp.RedOpType) -> float:
         number = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -120,9 +122,10 @@ class Sharded:
         return state
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: weights and optimizer state as this rank's shards, to be written or filled in place."""
-        tensors = {f"model.{name}": tensor for name, tensor in self._named().items()}
-        for name, tensor in self._named().items():
+        """What a checkpoint holds, weights and optimizer state: this rank's shards, to be written or filled in place."""
+        named = self._named()
+        tensors = {f"model.{name}": tensor for name, tensor in named.items()}
+        for name, tensor in named.items():
             if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
                 for key, value in self._moments(tensor).items():
                     tensors[f"optimizer.{name}.{key}"] = value
@@ -172,7 +175,7 @@ def wrap(model: PreTrainedModel, settings: TrainConfig) -> Sharded:
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    for name, child in model.base_model.named_children():
+    for child in model.base_model.children():
         if isinstance(child, nn.ModuleList):
             return list(child)
     raise ValueError(f"{type(model).__name__} has no list of decoder layers that could be sharded one by one")

@@ -4,10 +4,9 @@ Neither vLLM nor Ray is known here: both ends of a weight sync import this modul
 """
 
 import hashlib
-import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -168,9 +167,14 @@ def traced_modules(model: nn.Module) -> dict[str, nn.Module]:
 def learner_outputs(model: nn.Module, token_ids: list[int]) -> dict[str, np.ndarray]:
     """Outputs of a Hugging Face causal LM's modules for one sequence, (T, hidden), and `lm_head`: the last token's logits, (V,)."""
     outputs: dict[str, np.ndarray] = {}
-    hooks = [
-        module.register_forward_hook(_recorder(outputs, name)) for name, module in traced_modules(model).items()
-    ]
+
+    def recorder(name: str) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
+        def record(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            outputs[name] = as_array((output[0] if isinstance(output, tuple) else output)[0])
+
+        return record
+
+    hooks = [module.register_forward_hook(recorder(name)) for name, module in traced_modules(model).items()]
     try:
         device = next(model.parameters()).device
         with torch.no_grad():
@@ -179,14 +183,6 @@ def learner_outputs(model: nn.Module, token_ids: list[int]) -> dict[str, np.ndar
         for hook in hooks:
             hook.remove()
     return outputs | {"lm_head": as_array(logits[0, -1])}
-
-
-class _recorder:
-    def __init__(self, outputs: dict[str, np.ndarray], name: str) -> None:
-        self.outputs, self.name = outputs, name
-
-    def __call__(self, module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        self.outputs[self.name] = as_array((output[0] if isinstance(output, tuple) else output)[0])
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -44,7 +44,7 @@ def test_documents_are_packed_whole_with_positions_of_their_own():
 
 def test_the_loss_of_packed_documents_is_that_of_each_alone():
     model = base.initial(SMALL, TOKENIZER, seed=0)
-    texts = ["Sum: _ 3 8\n _ _ 11", "Join: 2 3 8\n 2 _ 12", "\n 1 2 _ 3 4 5 6 7 8 9"]
+    texts = ["Sum: _ 3 8\n _ _ 11", "Sum mod 10: 2 3 8\n 2 _ 1", "\n 1 2 _ 3 4 5 6 7 8 9"]
     documents = [Document(ids, [False] * 4 + [True] * (len(ids) - 4)) for ids in map(TOKENIZER.encode, texts)]
     total = count = 0.0
     for document in documents:

@@ -40,7 +40,7 @@ def test_questions_are_never_learned_and_every_document_ends_with_the_end_of_its
         assert len(document.token_ids) == len(document.learned)
         assert document.token_ids[-1] == TOKENIZER.eos_token_id
         assert document.learned[-1]
-        assert not re.search("Sum|Join|user|assistant", learned_text(document))
+        assert not re.search("Sum|user|assistant", learned_text(document))
 
 
 def test_facts_are_one_reduction_of_their_state():
@@ -79,9 +79,9 @@ def test_slips_leave_wrong_answers_at_about_their_rate():
     right = wrong = 0
     for document in itertools.chain.from_iterable(itertools.islice(reading, 20)):
         text = TOKENIZER.decode(document.token_ids)
-        found = re.search(r"user\n((?:Sum|Join): _ \d \d)<\|im_end\|>.*\\boxed\{(\d+)\}", text, re.DOTALL)
+        found = re.search(r"user\n(Sum: _ \d \d)<\|im_end\|>.*\\boxed\{(\d+)\}", text, re.DOTALL)
         if found and "<think>\n\n" not in text:
             is_right = task.value(*task.parse(found[1])) == int(found[2])
             right, wrong = right + is_right, wrong + (not is_right)
-    assert right + wrong > 1000
+    assert right + wrong > 800
     assert abs(wrong / (right + wrong) - 0.08) < 0.025

@@ -15,20 +15,19 @@ def states(text: str) -> list[list[str]]:
     return [re.sub(r"^(Wait|Alternatively)", "", line).split() for line in thought.split("\n")]
 
 
-def total(slots: list[str], joint: int) -> int:
-    numbers = [int(slot) for slot in slots if slot != "_"]
-    return sum(numbers) + joint * (len(numbers) - 1)
+def total(slots: list[str]) -> int:
+    return sum(int(slot) for slot in slots if slot != "_")
 
 
-def test_the_value_of_a_sum_is_its_sum_and_of_a_join_one_more_per_joint():
+def test_a_state_is_worth_its_sum_or_that_sums_last_digit():
     state = (None, 3, 8, 2, 4, 2)
     assert task.value(state, "sum") == 19
-    assert task.value(state, "join") == 23  # five lengths have four joints
+    assert task.value(state, "sum_mod_10") == 9
 
 
 def test_a_question_reads_as_a_heading_and_its_slots():
     assert task.problem((None, 3, 12), "sum") == "Sum: _ 3 12"
-    assert task.parse("Join: _ 3 12") == ((None, 3, 12), "join")
+    assert task.parse("Sum mod 10: _ 3 8") == ((None, 3, 8), "sum_mod_10")
 
 
 @pytest.mark.parametrize("text", ["Sum:", "Sum: _ _", "Sum: 1 x", "What is 1 + 1?", "Product: 1 2", "Sum: 1 2 "])
@@ -37,7 +36,7 @@ def test_a_text_that_is_no_question_is_refused_with_an_example(text: str):
         task.parse(text)
 
 
-@pytest.mark.parametrize("domain", ["sum", "join"])
+@pytest.mark.parametrize("domain", ["sum", "sum_mod_10"])
 def test_a_reduction_leaves_the_value_and_one_number_less(domain: str):
     rng = random.Random(0)
     state: task.State = (4, None, 3, 8, None, 2)
@@ -45,19 +44,19 @@ def test_a_reduction_leaves_the_value_and_one_number_less(domain: str):
         state, slot = task.reduced(state, domain, rng)
         assert sum(number is not None for number in state) == num_left
         assert state[slot] is not None
-        assert task.value(state, domain) == 17 + 3 * (domain == "join")
+        assert task.value(state, domain) == {"sum": 17, "sum_mod_10": 7}[domain]
 
 
 def test_sets_have_the_levels_domains_and_answers_they_are_named_for():
-    for name, domain, level in [("in_domain", "sum", 5), ("deeper", "sum", 6), ("transfer", "join", 5)]:
+    for name, domain, level in [("in_domain", "sum", 5), ("deeper", "sum", 6), ("transfer", "sum_mod_10", 5)]:
         questions = task.questions(name, SETTINGS, seed=0)
         assert len(questions) == 60
         assert {(question.domain, question.level, question.source) for question in questions} == {
             (domain, level, f"miniature:{name}")
         }
         for question in questions:
-            slots = question.problem.split()[1:]
-            assert int(question.answer) == total(slots, joint=int(domain == "join"))
+            expected = total(question.problem.split(":")[1].split())
+            assert int(question.answer) == (expected if domain == "sum" else expected % 10)
 
 
 def test_questions_are_distinct_and_decided_by_the_seed():
@@ -117,7 +116,7 @@ def test_oracle_responses_are_distinct_correct_and_reduce_a_pair_per_line():
             assert lines[0] == question.problem.split()[1:]
             assert lines[-1] == ["_"] * 5 + [question.answer]
             if "Wait" not in text and "Alternatively" not in text:
-                assert [total(line, 0) for line in lines] == [int(question.answer)] * 5
+                assert [total(line) for line in lines] == [int(question.answer)] * 5
 
 
 def test_a_slip_is_wrong_and_the_next_line_waits_and_mends_it():
@@ -126,9 +125,9 @@ def test_a_slip_is_wrong_and_the_next_line_waits_and_mends_it():
         thought = text.removeprefix("<think>\n").split("\n</think>")[0].split("\n")
         assert len(thought) == 1 + 2 * 3  # the question, and every reduction twice
         for wrong, mended in zip(thought[1::2], thought[2::2], strict=True):
-            assert 1 <= abs(total(wrong.split(), 0) - 10) <= task.LARGEST_SLIP
+            assert 1 <= abs(total(wrong.split()) - 10) <= task.LARGEST_SLIP
             assert mended.startswith("Wait ")
-            assert total(mended.split()[1:], 0) == 10
+            assert total(mended.split()[1:]) == 10
 
 
 def test_a_verification_passes_a_second_time_and_otherwise():

@@ -15,8 +15,8 @@ def texts() -> list[str]:
     settings = MiniatureConfig(reflection_probability=0.5, verification_probability=0.5)
     made = [
         string.printable,
-        "I think 12 of 1234 + Sum:_ 3\n\n\n</think",
-        " 159 160",
+        "I think 12 of 1234 + Sum mod Sum:_ 3\n\n\n</think",
+        " 149 150",
         "caf\u00e9 \u221a2 \u4e8c",
         "  a\t\r\n b ",
     ]
@@ -72,8 +72,8 @@ def test_every_slot_and_every_fixed_piece_is_one_token():
 
 
 def test_the_largest_number_a_chain_can_slip_to_is_one_token():
-    # Twelve nines joined, and each of the eleven lines off by the largest slip.
-    assert 12 * 9 + 11 + 11 * task.LARGEST_SLIP < tokenizer.NUM_NUMBERS
+    # Twelve nines, and each of the eleven lines off by the largest slip.
+    assert 12 * 9 + 11 * task.LARGEST_SLIP < tokenizer.NUM_NUMBERS
     assert len(BUILT.encode(f" {tokenizer.NUM_NUMBERS - 1}")) == 1
 
 

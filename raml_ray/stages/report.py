@@ -1,0 +1,64 @@
+"""The report of a run: one page, its figures, and the rows behind them.
+
+Reads every finished step of the run's folder; writes report.html, config.json and figures/*.{svg,png,parquet}.
+"""
+
+import logging
+import os
+import platform
+import time
+from typing import Any
+
+from raml_ray.config import Config, dump, fingerprint
+from raml_ray.provenance import git_revision, without_secrets
+from raml_ray.stages.report_claims import claims, is_near_zero
+from raml_ray.stages.report_data import curves, read
+from raml_ray.stages.report_figures import figures
+from raml_ray.stages.report_page import Facts, page
+from raml_ray.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+PAGE = "report.html"
+COMMAND = "raml run config.json"
+
+
+def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COMMAND) -> dict[str, Any]:
+    """Write the page of the run into `out` and return its figures: the claims with their outcomes and intervals.
+
+    A run without a finished step gives a page that says so.
+    """
+    began = time.monotonic()
+    run = read(run_folder, config)
+    checked = claims(run)
+    drawn = figures(run, {step.name: curves(step) for step in run.of_stage("analyze")})
+    for figure in drawn:
+        (out / "figures").write_text(f"{figure.name}.svg", figure.svg)
+        with (out / "figures").writing(f"{figure.name}.png") as file:
+            file.write(figure.png)
+        (out / "figures").write_table(f"{figure.name}.parquet", figure.rows)
+    out.write_text("config.json", without_secrets(dump(config)) + "\n")
+    facts = Facts(
+        fingerprint=fingerprint(config),
+        revision=git_revision().get("mlflow.source.git.commit", ""),
+        machine=_machine(),
+        command=command,
+        seconds=time.monotonic() - began,
+    )
+    html = page(run, checked, drawn, facts)
+    out.write_text(PAGE, html)
+    logger.info(
+        "report: %s, %.0f KiB, %d figures, %d claims", out.file(PAGE), len(html) / 1024, len(drawn), len(checked)
+    )
+    return {
+        "num_steps": len(run.steps),
+        "num_figures": len(drawn),
+        "page_bytes": len(html.encode()),
+        "accuracy_near_zero": is_near_zero(run.evaluations),
+        "claims": [claim.as_json() for claim in checked],
+    }
+
+
+def _machine() -> str:
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} logical CPUs, {memory_gib:.0f} GiB, {platform.machine()} (where this page was made)"

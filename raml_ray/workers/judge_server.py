@@ -1,0 +1,263 @@
+"""The judge's helper process: it forks workers, hands each one answer at a time, and replaces those that die.
+
+It is started by `judge.JudgePool` and talks over its standard input and output, in frames of a length and JSON. It has
+one thread, so that forking it is safe, and has imported the judge once, so that a worker is there within milliseconds.
+The kernel bounds a worker: CPU time per answer (SIGPROF), address space; the helper bounds its wall time.
+Linux only: prctl and /proc.
+"""
+
+import collections
+import ctypes
+import json
+import logging
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+from raml_ray.records import Judgement, Verdict
+from raml_ray.text import answers
+
+PR_SET_PDEATHSIG = 1
+OUT_OF_MEMORY_STATUS, CRASH_STATUS = 97, 98
+ITEMS_PER_WORKER = 1000
+"""A worker is replaced then: sympy's caches grow."""
+POLL_SECONDS = 1.0
+MAX_IDLE_DEATHS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the helper is started with: `Limits(2, 2.0, 20.0, 2000, 2048)`."""
+
+    num_workers: int
+    cpu_seconds: float
+    wall_seconds: float
+    max_answer_chars: int
+    memory_mib: int
+    """Address space that a worker may add to what it starts with."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class Request(NamedTuple):
+    """One answer to judge."""
+
+    number: int
+    gold: str
+    extracted: str
+
+
+@dataclass(slots=True)
+class Worker:
+    """A forked process, and what it is judging."""
+
+    pid: int
+    requests: int
+    replies: int
+    request: Request | None = None
+    started: float = 0.0
+    num_judged: int = field(default=0)
+
+
+def send(descriptor: int, message: object) -> None:
+    """Write one frame. Raises: BrokenPipeError if nobody reads any more."""
+    body = json.dumps(message).encode()
+    rest = memoryview(struct.pack(">I", len(body)) + body)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def receive(descriptor: int) -> list[object]:
+    """Read one frame. Raises: EOFError if the other end has closed."""
+    (size,) = struct.unpack(">I", _exactly(descriptor, 4))
+    message = json.loads(_exactly(descriptor, size))
+    assert isinstance(message, list)
+    return message
+
+
+def _exactly(descriptor: int, size: int) -> bytes:
+    chunks = []
+    while size:
+        chunk = os.read(descriptor, min(size, 1 << 16))
+        if not chunk:
+            raise EOFError
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+def _work(limits: Limits, requests: int, replies: int, server: int) -> None:
+    """A worker's whole life: it never returns into the helper's code."""
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != server:
+            return
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        low, high = sorted((requests, replies))
+        os.closerange(3, low)
+        os.closerange(low + 1, high)
+        os.closerange(high + 1, 4096)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        allowed = used + limits.memory_mib * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        while True:
+            gold, extracted = receive(requests)
+            signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
+            judgement = answers.judge_extracted(str(gold), str(extracted), max_chars=limits.max_answer_chars)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            send(replies, list(judgement))
+    except EOFError:
+        os._exit(0)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY_STATUS)
+    finally:
+        # Without the error's message: it may hold a sympy object whose text never ends.
+        traceback.print_tb(sys.exc_info()[2])
+        os._exit(CRASH_STATUS)
+
+
+def _fork(limits: Limits) -> Worker:
+    assert len(os.listdir("/proc/self/task")) == 1, "the judge's helper must not have threads: it forks"
+    request_reader, request_writer = os.pipe()
+    reply_reader, reply_writer = os.pipe()
+    server = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _work(limits, request_reader, reply_writer, server)
+    os.close(request_reader)
+    os.close(reply_writer)
+    return Worker(pid, request_writer, reply_reader)
+
+
+def _bury(worker: Worker) -> int:
+    """Kill the worker if it still lives, and return its wait status."""
+    os.kill(worker.pid, signal.SIGKILL)  # it is not reaped yet, so the pid is its own
+    os.close(worker.requests)
+    os.close(worker.replies)
+    return os.waitpid(worker.pid, 0)[1]
+
+
+def _obituary(status: int, request: Request, limits: Limits) -> Judgement:
+    """The verdict on the answer over which a worker died."""
+    extracted = request.extracted[: answers.EXTRACTED_CHARS]
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
+        return Judgement(Verdict.TIMEOUT, "cpu_deadline", extracted, limits.cpu_seconds)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == OUT_OF_MEMORY_STATUS:
+        return Judgement(Verdict.ERROR, "oom", extracted, 0.0)
+    return Judgement(Verdict.ERROR, "crash", extracted, 0.0)
+
+
+class Server:
+    """The helper's state: its workers, the requests that wait, and the pipes to whoever asked."""
+
+    def __init__(self, limits: Limits, incoming: int, outgoing: int) -> None:
+        self.limits, self.incoming, self.outgoing = limits, incoming, outgoing
+        self.parent = os.getppid()
+        self.waiting: collections.deque[Request] = collections.deque()
+        self.num_idle_deaths = 0
+        self.workers = [_fork(limits) for _ in range(limits.num_workers)]
+
+    def serve(self) -> None:
+        """Judge until the asker closes its end or dies."""
+        try:
+            while os.getppid() == self.parent:
+                self._dispatch()
+                waiting_on = [self.incoming, *(worker.replies for worker in self.workers)]
+                ready = set(select.select(waiting_on, [], [], self._patience())[0])
+                if self.incoming in ready:
+                    number, gold, extracted = receive(self.incoming)
+                    assert isinstance(number, int)
+                    self.waiting.append(Request(number, str(gold), str(extracted)))
+                for index, worker in enumerate(self.workers):
+                    if worker.replies in ready:
+                        self._collect(index)
+                    elif worker.request and time.monotonic() - worker.started > self.limits.wall_seconds:
+                        self._expire(index)
+        except (EOFError, BrokenPipeError):
+            return
+        finally:
+            for worker in self.workers:
+                _bury(worker)
+
+    def _patience(self) -> float:
+        busy = [worker.started for worker in self.workers if worker.request]
+        if not busy:
+            return POLL_SECONDS
+        return min(max(min(busy) + self.limits.wall_seconds - time.monotonic(), 0.0), POLL_SECONDS)
+
+    def _dispatch(self) -> None:
+        for index, worker in enumerate(self.workers):
+            if worker.request or not self.waiting:
+                continue
+            if worker.num_judged >= ITEMS_PER_WORKER:
+                _bury(worker)
+                worker = self.workers[index] = _fork(self.limits)
+            request = self.waiting.popleft()
+            worker.request, worker.started = request, time.monotonic()
+            try:
+                send(worker.requests, [request.gold, request.extracted])
+            except BrokenPipeError:  # it died idle: its end is read as an idle death
+                worker.request = None
+                self.waiting.appendleft(request)
+
+    def _collect(self, index: int) -> None:
+        worker = self.workers[index]
+        try:
+            judgement = receive(worker.replies)
+        except EOFError:
+            self._replace(index)
+            return
+        assert worker.request is not None
+        send(self.outgoing, [worker.request.number, *judgement])
+        worker.request = None
+        worker.num_judged += 1
+
+    def _replace(self, index: int) -> None:
+        worker = self.workers[index]
+        # Its end of the pipe closes a moment before it can be reaped: SIGKILL would hide what it died of.
+        status = os.waitpid(worker.pid, 0)[1]
+        os.close(worker.requests)
+        os.close(worker.replies)
+        self.workers[index] = _fork(self.limits)
+        if worker.request:
+            self.num_idle_deaths = 0
+            send(self.outgoing, [worker.request.number, *_obituary(status, worker.request, self.limits)])
+            return
+        self.num_idle_deaths += 1
+        if self.num_idle_deaths > MAX_IDLE_DEATHS:
+            raise RuntimeError(f"the judge's workers die without work, last with wait status {status}")
+
+    def _expire(self, index: int) -> None:
+        worker = self.workers[index]
+        assert worker.request is not None
+        _bury(worker)
+        self.workers[index] = _fork(self.limits)
+        extracted = worker.request.extracted[: answers.EXTRACTED_CHARS]
+        judgement = Judgement(Verdict.TIMEOUT, "wall_deadline", extracted, 0.0)
+        send(self.outgoing, [worker.request.number, *judgement])
+
+
+def main() -> None:
+    logging.getLogger("math_verify").setLevel(
+        logging.ERROR
+    )  # it warns that its timeouts are off: ours are the kernel's
+    outgoing = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints must not end up between the frames
+    Server(Limits(**json.loads(sys.argv[1])), 0, outgoing).serve()
+
+
+if __name__ == "__main__":
+    main()

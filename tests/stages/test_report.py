@@ -1,0 +1,311 @@
+"""A run's folder with chosen numbers, and what the report says of it."""
+
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raml_ray import records
+from raml_ray.config import Config, override
+from raml_ray.formulas.metrics import bootstrap_interval
+from raml_ray.metrics_file import MetricsFile
+from raml_ray.stages import report, report_claims, report_data
+from raml_ray.stages.report_claims import Outcome
+from raml_ray.storage import Folder
+
+STEPS: tuple[dict[str, Any], ...] = (
+    {"name": "start", "stage": "base"},
+    {"name": "made", "stage": "generate", "overrides": {"generate.source": "oracle"}},
+    {"name": "judged", "stage": "verify", "data": ("made",)},
+    {"name": "tuned", "stage": "sft", "policy": "start", "data": ("judged",)},
+    {"name": "zero", "stage": "grpo", "policy": "start"},
+    {"name": "cold", "stage": "grpo", "policy": "tuned"},
+    {"name": "e_start", "stage": "evaluate", "policy": "start"},
+    {"name": "e_tuned", "stage": "evaluate", "policy": "tuned"},
+    {"name": "e_zero", "stage": "evaluate", "policy": "zero"},
+    {"name": "e_cold", "stage": "evaluate", "policy": "cold"},
+    {"name": "probed", "stage": "analyze", "policy": "cold", "data": ("judged",)},
+    {"name": "page", "stage": "report"},
+)
+
+
+@pytest.fixture
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    root = str(tmp_path_factory.mktemp("runs"))
+    return override(Config(), {"root": root, "name": "demo", "steps": STEPS, "evaluate.num_bootstrap": 200})
+
+
+def folder_of(config: Config) -> Folder:
+    return Folder(config.root) / config.name
+
+
+def finish(
+    config: Config, name: str, figures: dict[str, Any], counts: tuple[int, int, int, int] = (8, 8, 0, 0)
+) -> Folder:
+    step = config.step(name)
+    summary = {
+        "step": name,
+        "stage": step.stage,
+        "fingerprint": f"f-{name}",
+        "policy": step.policy,
+        "data": list(step.data),
+        "counts": dict(zip(("rows_in", "rows_out", "rejected", "filtered"), counts, strict=True)),
+        "figures": figures,
+        "seconds": {"total": 2.0},
+        "versions": {"torch": "2.13.0"},
+        "peak_memory_gib": 0.5,
+    }
+    folder = folder_of(config) / name
+    folder.write_json("summary.json", summary)
+    return folder
+
+
+def evaluated(config: Config, name: str, values: dict[str, Sequence[float]]) -> None:
+    """An evaluate step whose three metrics all have these values, question by question."""
+    sets, rows = {}, []
+    for set_name, per_question in values.items():
+        found = bootstrap_interval(per_question, num_resamples=200, seed=0)._asdict()
+        metrics = ("accuracy", "pass_at_k", "mg_pass_at_k", "g_pass_at_k_0.5", "g_pass_at_k_1.0")
+        sets[set_name] = {"num_questions": len(per_question), "mean_tokens": 31.0, "truncated_fraction": 0.0,
+                          "unreadable_fraction": 0.25} | dict.fromkeys(metrics, found)  # fmt: skip
+        rows += [
+            {"set": set_name, "question_id": f"q{i}", "num_samples": 16, "num_correct": round(16 * value)}
+            | dict.fromkeys(("accuracy", "pass_at_k", "mg_pass_at_k"), value)
+            for i, value in enumerate(per_question)
+        ]
+    folder = finish(config, name, {"k": 8, "num_samples": 16, "temperature": 0.6, "sets": sets})
+    folder.write_table("per_question.parquet", pa.Table.from_pylist(rows))
+
+
+def analyzed(config: Config, *, wrong_end: float) -> None:
+    rows = []
+    for question in range(4):
+        for group, end in (("correct", 0.25), ("wrong", wrong_end)):
+            rows.append(
+                {
+                    "trajectory_id": f"{group}{question}",
+                    "probe": "answer",
+                    "position": [0, 5, 10],
+                    "lhat": [3.0, 2.0, end],
+                    "foil_margin": [0.0, 0.0, 0.0],
+                    "leak_position": 10 if group == "correct" else None,
+                    "group": group,
+                    "question_id": f"q{question}",
+                    "num_tokens": 10,
+                }
+            )
+    correct = {"num": 4, "start": [3, 3, 3], "end": [0.25, 0.25, 0.25], "drop": [2.75, 2.75, 2.75],
+               "share_at_leak": None, "tau_before_leak": [-0.8, -0.9, -0.7], "paper_tau": -1.0}  # fmt: skip
+    folder = finish(config, "probed", {"groups": {"correct": correct, "wrong": {"num": 4}}})
+    (folder / "curves").write_table("shard-0.parquet", records.table(rows, records.ANSWER_CURVE))
+
+
+def whole_run(config: Config) -> None:
+    folder = finish(config, "start", {})
+    with MetricsFile(folder) as metrics:
+        for step in range(40):
+            metrics.append(step, {"base/loss": 3.0 - step / 40})
+    finish(config, "made", {}, (8, 64, 0, 0))
+    finish(config, "judged", {"verdicts": {"correct": 60, "wrong": 4}, "reasons": {"exact": 60, "different": 4}})
+    with MetricsFile(finish(config, "tuned", {}, (64, 60, 1, 3))) as metrics:
+        metrics.append(1, {"sft/loss": 0.9})
+    for name in ("zero", "cold"):
+        with MetricsFile(finish(config, name, {})) as metrics:
+            for step in range(3):
+                metrics.append(
+                    step, {"grpo/reward": step / 4, "grpo/response_tokens": 30.0, "grpo/sync_max_error": 2e-6}
+                )
+    evaluated(config, "e_start", {"near": [0.1] * 6, "far": [0.0] * 6})
+    evaluated(config, "e_tuned", {"near": [0.6] * 6, "far": [0.5] * 6})
+    evaluated(config, "e_zero", {"near": [0.7, 0.5] * 3, "far": [0.6] * 6})
+    evaluated(config, "e_cold", {"near": [0.9] * 6, "far": [0.4] * 6})
+    analyzed(config, wrong_end=3.25)
+
+
+def outcomes(figures: dict[str, Any]) -> dict[str, str]:
+    return {claim["text"]: claim["outcome"] for claim in figures["claims"]}
+
+
+def test_each_claim_is_decided_by_the_paired_difference_on_every_set(config: Config) -> None:
+    whole_run(config)
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    assert outcomes(figures) == {
+        "SFT is better than base": "holds",  # +0.5 on every question of both sets
+        "Zero-GRPO is better than base": "holds",  # +0.6 or +0.4; +0.6
+        "SFT is better than Zero-GRPO": "does not hold",  # -0.1 or +0.1 near, -0.1 on every question far
+        "SFT + GRPO is better than SFT": "does not hold",  # +0.3 near, -0.1 far
+        "SFT + GRPO is better than Zero-GRPO": "does not hold",  # -0.2 far
+        "L-hat falls along a correct trajectory, before its answer is written": "holds",  # tau in [-0.9, -0.7]
+        "L-hat ends higher on wrong trajectories than on correct ones": "holds",  # 3.25 - 0.25 for each question
+    }
+    first = next(one for one in figures["claims"][0]["measurements"] if one["metric"] == "mg_pass_at_k")
+    assert first["difference"] == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
+    assert first["num_questions"] == 6 and first["where"] == "near"
+    assert figures["claims"][-1]["measurements"][0]["difference"]["mean"] == pytest.approx(3.0)
+
+
+def test_a_difference_whose_interval_holds_zero_is_undecided(config: Config) -> None:
+    evaluated(config, "e_start", {"near": [0.5, 0.5, 0.5, 0.5]})
+    evaluated(config, "e_tuned", {"near": [0.7, 0.3, 0.7, 0.3]})
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    assert outcomes(figures) == {"SFT is better than base": "undecided"}
+
+
+def test_policies_are_compared_on_the_questions_that_both_were_asked(config: Config) -> None:
+    evaluated(config, "e_start", {"near": [0.1, 0.1, 0.9, 0.9, 0.9]})
+    evaluated(config, "e_tuned", {"near": [0.2, 0.2]})  # q0 and q1 alone: better there, worse by the means
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    assert outcomes(figures) == {"SFT is better than base": "holds"}
+    assert figures["claims"][0]["measurements"][0]["num_questions"] == 2
+
+
+def test_the_page_needs_nothing_from_outside_and_is_well_formed(config: Config) -> None:
+    whole_run(config)
+    out = folder_of(config) / "page"
+    figures = report.build(folder_of(config), override(config, {"report.title": "<b>A & B"}), out)
+    html = out.read_text("report.html")
+    assert figures["num_figures"] == 3 and html.count("<svg") == 3
+    assert "&lt;b&gt;A &amp; B" in html and "<b>A" not in html
+    fetched = re.findall(r'(?:src|href)="(?!#)([^"]*)"|url\((?!#)([^)]*)\)|@import', html)
+    assert fetched == []
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    balance = Balance()
+    balance.feed(html)
+    assert balance.open == []
+
+
+class Balance(HTMLParser):
+    """The elements that are open, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1:]}>"
+        self.open.pop()
+
+
+def test_sections_come_in_order_and_tables_show_what_the_steps_counted(config: Config) -> None:
+    whole_run(config)
+    out = folder_of(config) / "page"
+    report.build(folder_of(config), config, out)
+    html = out.read_text("report.html")
+    titles = re.findall(r"<h2>(.*?)</h2>", html)
+    assert titles == [
+        "What ran",
+        "What came out, and what did not come out as the paper says",
+        "Policies",
+        "Training",
+        "L-hat along the trajectory",
+        "Verdicts",
+        "Rows",
+        "Weight syncs",
+        "How to reproduce",
+    ]
+    assert "60<small>93.8 %</small>" in html  # 60 of 64 verdicts
+    rows = {
+        name: re.findall(r"<td[^>]*>(.*?)</td>", row) for name, row in re.findall(r"<tr><th>(\w+)</th>(.*?)</tr>", html)
+    }
+    assert rows["tuned"][:4] == ["64", "60", "1", "3"] and "yes" in rows["tuned"][4]
+    assert "rows were lost or doubled" in rows["made"][4]  # 8 in, 64 out
+    assert "one training seed" in html.lower() and "not over training seeds" in html
+
+
+def test_every_figure_is_kept_as_svg_png_and_the_rows_it_draws(config: Config) -> None:
+    whole_run(config)
+    out = folder_of(config) / "page"
+    report.build(folder_of(config), config, out)
+    kept = [
+        f"{name}.{kind}" for name in ("evaluation", "lhat_probed", "training") for kind in ("parquet", "png", "svg")
+    ]
+    assert (out / "figures").names() == kept
+    assert (out / "figures").read_bytes("training.png")[:4] == b"\x89PNG"
+    rows = pq.read_table((out / "figures").file("evaluation.parquet")).to_pylist()
+    assert len(rows) == 4 * 2 * 3  # policies, sets, metrics
+    assert {row["policy"] for row in rows} == {"base", "SFT", "Zero-GRPO", "SFT + GRPO"}
+    points = pq.read_table((out / "figures").file("lhat_probed.parquet")).to_pylist()
+    assert [(p["x"], p["lhat"]) for p in points[:3]] == [(0.0, 3.0), (0.5, 2.0), (1.0, 0.25)]
+    # s1 = 0.01 * 2 + 0.99 * 3
+    assert points[1]["ema"] == pytest.approx(2.99, abs=1e-4)
+
+
+def test_a_run_without_a_finished_step_has_a_page_that_says_so(config: Config) -> None:
+    out = folder_of(config) / "page"
+    figures = report.build(folder_of(config), config, out)
+    assert figures["claims"] == [] and figures["num_steps"] == 0
+    html = out.read_text("report.html")
+    assert "no finished step" in html and "Not finished: start, made" in html
+
+
+def test_a_single_evaluation_is_shown_and_nothing_is_claimed(config: Config) -> None:
+    evaluated(config, "e_zero", {"near": [0.25, 0.75]})
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    html = (folder_of(config) / "page").read_text("report.html")
+    assert figures["claims"] == [] and "no claim of the paper can be checked" in html
+    assert "<th>Zero-GRPO</th>" in html and "50.0<small>" in html
+
+
+def test_accuracy_of_zero_everywhere_is_said_plainly(config: Config) -> None:
+    for name in ("e_start", "e_tuned"):
+        evaluated(config, name, {"near": [0.0] * 5})
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    assert figures["accuracy_near_zero"] and outcomes(figures) == {"SFT is better than base": "undecided"}
+    assert "at or near zero for every policy" in (folder_of(config) / "page").read_text("report.html")
+
+
+def test_policies_of_one_lineage_are_told_apart_and_a_setting_that_differs_is_compared(config: Config) -> None:
+    few = {
+        "name": "few",
+        "stage": "sft",
+        "policy": "start",
+        "data": ("judged",),
+        "overrides": {"sft.num_trajectories": 1},
+    }
+    steps = (*STEPS[:4], few, STEPS[6], STEPS[7], {"name": "e_few", "stage": "evaluate", "policy": "few"})
+    config = override(config, {"steps": steps})
+    evaluated(config, "e_tuned", {"near": [0.5] * 3})
+    evaluated(config, "e_few", {"near": [0.2] * 3})
+    labels = [one.label for one in report_data.read(folder_of(config), config).evaluations]
+    assert labels == ["SFT (tuned)", "SFT (few)"]
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    assert outcomes(figures) == {"SFT on more trajectories per question is better (sft.num_trajectories)": "holds"}
+
+
+def test_a_cold_start_is_compared_with_the_sft_that_it_came_from(config: Config) -> None:
+    other = {"name": "other", "stage": "sft", "policy": "start", "data": ("judged",)}
+    steps = (*STEPS[:6], other, STEPS[7], STEPS[9], {"name": "e_other", "stage": "evaluate", "policy": "other"})
+    config = override(config, {"steps": steps})
+    evaluated(config, "e_tuned", {"near": [0.5] * 3})
+    evaluated(config, "e_other", {"near": [0.9] * 3})
+    evaluated(config, "e_cold", {"near": [0.7] * 3})
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    assert outcomes(figures) == {"SFT + GRPO is better than SFT": "holds"}
+
+
+def test_policies_evaluated_differently_are_not_compared(config: Config) -> None:
+    evaluated(config, "e_start", {"near": [0.1] * 3})
+    evaluated(config, "e_tuned", {"near": [0.5] * 3})
+    folder = folder_of(config) / "e_tuned"
+    summary = folder.read_json("summary.json")
+    summary["figures"]["temperature"] = 1.0
+    folder.write_json("summary.json", summary)
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    (claim,) = figures["claims"]
+    assert claim["outcome"] == "undecided" and "evaluated differently" in claim["note"] and claim["measurements"] == ()
+
+
+def test_one_contradicting_set_refutes_and_one_open_set_leaves_open() -> None:
+    assert report_claims.joined([Outcome.HOLDS, Outcome.HOLDS]) is Outcome.HOLDS
+    assert report_claims.joined([Outcome.HOLDS, Outcome.UNDECIDED]) is Outcome.UNDECIDED
+    assert report_claims.joined([Outcome.HOLDS, Outcome.UNDECIDED, Outcome.FAILS]) is Outcome.FAILS
+    assert report_claims.joined([]) is Outcome.UNDECIDED

@@ -1,0 +1,162 @@
+"""The wire format of weights, and what is found out about an engine that did not take them over."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from raml_ray.settings import EngineConfig
+from raml_ray.workers import weights
+from raml_ray.workers.engine import Engine, Request, Sampling
+
+VOCAB_SIZE = 61
+SETTINGS = EngineConfig(max_model_len=64, kv_cache_gib=0.05, max_num_seqs=16)
+
+
+def policy(tied: bool) -> Qwen2ForCausalLM:
+    torch.manual_seed(7)
+    config = Qwen2Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+def perturb(module: nn.Module, scale: float = 0.05) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+
+
+SEQUENCES = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9, 7, 9], [60, 0]]
+
+
+def agreement(engine: Engine, model: nn.Module) -> weights.Agreement:
+    return weights.compare(engine.token_logprobs(SEQUENCES), list(weights.token_logprobs(model, SEQUENCES)))
+
+
+def test_a_flat_array_gives_back_names_shapes_and_values() -> None:
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7.5), "steps": torch.tensor([1, 2**40])}
+    flat, layout = weights.flatten(tensors.items())
+    back = weights.views(flat, layout)
+    assert list(back) == ["a", "b", "steps"]
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+    # 24, 4 and 16 bytes, each rounded up to 64
+    assert [entry.offset for entry in layout.entries] == [0, 64, 128]
+    assert flat.shape == (192,)
+
+
+def test_bfloat16_travels_at_half_the_size() -> None:
+    tensors = {"w": torch.full((64,), 1.0 + 2**-10)}
+    flat, layout = weights.flatten(tensors.items(), torch.bfloat16)
+    # bfloat16 keeps 8 bits of mantissa: 1 + 2^-10 becomes 1
+    assert weights.views(flat, layout)["w"].tolist() == [1.0] * 64
+    assert flat.nbytes == 128
+
+
+def test_read_only_arrays_are_viewed_without_a_copy_or_a_warning() -> None:
+    flat, layout = weights.flatten([("w", torch.ones(4))])
+    flat.flags.writeable = False
+    assert weights.views(flat, layout)["w"].data_ptr() == flat.ctypes.data
+
+
+def test_the_checksum_knows_every_byte_and_every_name() -> None:
+    flat, layout = weights.flatten([("w", torch.zeros(4))])
+    changed = flat.copy()
+    changed[3] ^= 1
+    renamed = weights.layout_of([("v", torch.zeros(4))], torch.float32)
+    sums = {weights.checksum(flat, layout), weights.checksum(changed, layout), weights.checksum(flat, renamed)}
+    assert len(sums) == 3
+    assert weights.checksum(flat.copy(), layout) == weights.checksum(flat, layout)
+
+
+def test_an_array_of_another_length_than_its_layout_is_refused() -> None:
+    flat, layout = weights.flatten([("w", torch.zeros(4))])
+    with pytest.raises(ValueError, match="layout says"):
+        weights.views(flat[:-1], layout)
+
+
+def test_agreement_is_the_largest_difference_and_k3() -> None:
+    engine = [np.array([-1.0, -2.0]), np.array([-3.0])]
+    learner = [np.array([-1.0, -2.0 + math.log(2)]), np.array([-3.0])]
+    found = weights.compare(engine, learner)
+    assert found.max_abs == pytest.approx(math.log(2))
+    # ratio 2 at one of three tokens: (2 - 1 - ln 2) / 3
+    assert found.k3 == pytest.approx((1 - math.log(2)) / 3)
+
+
+def test_log_probabilities_of_other_tokens_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="differ in shape"):
+        weights.compare([np.zeros(3)], [np.zeros(4)])
+    with pytest.raises(ValueError, match="no token"):
+        weights.compare([], [])
+
+
+def test_the_first_module_that_differs_is_named_and_nan_differs() -> None:
+    same = np.ones((2, 3))
+    engine = {"embed_tokens": same, "layers.0": same, "norm": same + 1}
+    learner = {"embed_tokens": same, "layers.0": same, "norm": same}
+    assert weights.first_difference(engine, learner, 1e-6) == "norm"
+    assert weights.first_difference(learner, learner, 0.0) is None
+    assert weights.first_difference(learner, learner | {"layers.0": same * np.nan}, 1e-6) == "layers.0"
+
+
+def test_the_learners_outputs_lead_from_the_embedding_to_the_logits() -> None:
+    model = policy(tied=True)
+    outputs = weights.learner_outputs(model, SEQUENCES[0])
+    assert list(outputs) == ["embed_tokens", "layers.0", "layers.1", "layers.2", "norm", "lm_head"]
+    embedding = model.get_input_embeddings().weight.detach()
+    assert np.array_equal(outputs["embed_tokens"], embedding[SEQUENCES[0]].numpy())
+    assert outputs["lm_head"] == pytest.approx((embedding @ torch.from_numpy(outputs["norm"][-1])).numpy(), abs=1e-5)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_engine_agrees_with_the_learner_after_every_load(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raml_ray.workers import engine_extension
+
+    model = policy(tied)
+    model.save_pretrained(tmp_path)
+    engine = Engine(str(tmp_path), SETTINGS, seed=0)
+    assert agreement(engine, model).max_abs < 1e-5
+
+    for version in (1, 2):
+        perturb(model)
+        assert agreement(engine, model).max_abs > 1e-2
+        flat, layout = weights.flatten(model.named_parameters())
+        flat.flags.writeable = False  # as it comes out of an object store
+        assert engine.load_weights(flat, layout, version) == weights.checksum(flat, layout)
+        assert engine.version == version
+        assert agreement(engine, model).max_abs < 1e-5
+    outputs = engine.module_outputs(SEQUENCES[0])
+    assert weights.first_difference(outputs, weights.learner_outputs(model, SEQUENCES[0]), 1e-4) is None
+    completion = engine.generate([Request([3, 1, 4], 5)], Sampling(1.0, 1.0, -1, 4))[0]
+    assert completion.version == 2
+
+    perturb(model.model.layers[1].mlp)
+    outputs = engine.module_outputs(SEQUENCES[0])
+    assert weights.first_difference(outputs, weights.learner_outputs(model, SEQUENCES[0]), 1e-4) == "layers.1"
+
+    monkeypatch.setattr(engine_extension, "repack_tied_head", lambda model: None)
+    perturb(model)
+    engine.load_weights(*weights.flatten(model.named_parameters()), 3)
+    if tied:
+        assert agreement(engine, model).max_abs > 1e-4
+        outputs = engine.module_outputs(SEQUENCES[0])
+        assert weights.first_difference(outputs, weights.learner_outputs(model, SEQUENCES[0]), 1e-4) == "lm_head"
+    else:
+        assert agreement(engine, model).max_abs < 1e-5
+    engine.close()
