@@ -2,11 +2,10 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 
-from raml_ray import __version__, presets
+from raml_ray import __version__, environment, presets
 from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, flatten
 from raml_ray.settings import Settings
 
@@ -92,7 +91,7 @@ def run(config: Config, *, stage: Stage | None, step: str = "", redo: tuple[str,
     if dry_run:
         sys.stdout.write("".join(f"{s.name:<18} {s.stage}\n" for s in config.steps))
         return 0
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.prepare()
     # Imported only now: a typo above costs half a second, not a cluster start.
     from raml_ray.stages import pipeline
 

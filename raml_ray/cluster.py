@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import ray
+import ray.data
 
 from raml_ray.config import Config, ConfigError
 
@@ -21,11 +22,6 @@ def connected(config: Config) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # Unset, the two sides of a connection can disagree about tokens; the name of the mode is always written down.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = os.environ.get("RAY_ADDRESS") or config.cluster.address
     if address == "local":
         num_cpus = config.cluster.num_cpus or max(os.cpu_count() or 1, FEWEST_CPUS)
@@ -40,6 +36,9 @@ def connected(config: Config) -> Iterator[None]:
     else:
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
         logger.info("Ray at %s: %s", address, {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")})
+    # One line per event is ours to write.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
         yield
     finally:

@@ -34,9 +34,9 @@ RETRY_S = 15.0
 QUEUE_SIZE = 256
 PARAM_CHARS, TAG_CHARS = 6000, 8000
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
-# Of MLflow's own client: its defaults block for four minutes on a server that is down.
+# Of MLflow's own client, which by default tries for four minutes; here the sender tries again, later.
 CLIENT_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -97,8 +97,7 @@ class Tracker:
     """
 
     def __init__(self, config: Config, run_folder: Folder) -> None:
-        self.status: Status = "FINISHED"
-        """What `close` says of the whole run: FINISHED until a step says otherwise."""
+        self.status: Status = "FINISHED"  # of the whole run, until a step says otherwise
         self._folder = run_folder
         self._seed = str(config.seed)
         self._sender: _Sender | None = None

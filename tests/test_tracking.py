@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+
 from raml_ray import tracking
 from raml_ray.config import Config, flatten, override
 from raml_ray.metrics_file import METRICS, MetricsFile, read_metrics
@@ -19,10 +21,25 @@ from raml_ray.tracking import Tracker
 CLOSE_S = 90.0
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without runs: making its tables costs seconds, a copy nothing."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return override(Config(), {"root": str(tmp_path), "name": "demo", "seed": 3})
+
+
+@pytest.fixture
+def stored(config: Config, empty_store: Path) -> Config:
+    """The config, with its database made already."""
+    shutil.copy(empty_store, Path(config.root, "mlflow.db"))
+    return config
 
 
 def run_folder(config: Config) -> Folder:
@@ -71,33 +88,33 @@ def test_a_step_is_a_child_of_its_run_with_params_tags_metrics_by_step_and_artif
     assert (tmp_path / "mlflow-artifacts").is_dir()
 
 
-def test_a_resumed_run_continues_its_ids_without_a_gap_or_a_double(config: Config) -> None:
-    track_sft(config, range(4), status="FAILED")
-    first = {name: run.info.run_id for name, run in runs_of(config)[1].items()}
-    with MetricsFile(run_folder(config) / "sft") as metrics:
+def test_a_resumed_run_continues_its_ids_without_a_gap_or_a_double(stored: Config) -> None:
+    track_sft(stored, range(4), status="FAILED")
+    first = {name: run.info.run_id for name, run in runs_of(stored)[1].items()}
+    with MetricsFile(run_folder(stored) / "sft") as metrics:
         metrics.truncate_after(1)  # its checkpoint was that old: 2 and 3 are made again
-    track_sft(config, range(2, 6))
-    client, runs = runs_of(config)
+    track_sft(stored, range(2, 6))
+    client, runs = runs_of(stored)
     assert {name: run.info.run_id for name, run in runs.items()} == first
     steps = [metric.step for metric in client.get_metric_history(first["sft"], "sft/loss")]
     assert sorted(steps) == [0, 1, 2, 3, 4, 5]
     assert (runs["sft"].info.status, runs["demo"].info.status) == ("FINISHED", "FINISHED")
 
 
-def test_a_step_done_anew_is_another_run(config: Config) -> None:
-    track_sft(config, range(2))
-    (run_folder(config) / "sft").remove()
-    track_sft(config, range(2))
-    client, runs = runs_of(config)
+def test_a_step_done_anew_is_another_run(stored: Config) -> None:
+    track_sft(stored, range(2))
+    (run_folder(stored) / "sft").remove()
+    track_sft(stored, range(2))
+    client, runs = runs_of(stored)
     experiment = client.get_experiment_by_name("raml")
     names = [run.info.run_name for run in client.search_runs([experiment.experiment_id])]
     assert sorted(names) == ["demo", "sft", "sft"]
     assert runs["sft"].data.tags["mlflow.parentRunId"] == runs["demo"].info.run_id
 
 
-def test_passwords_in_urls_never_reach_the_server(config: Config) -> None:
-    track_sft(override(config, {"data.path": "https://user:hunter2@host/x.jsonl"}), range(1))
-    _, runs = runs_of(config)
+def test_passwords_in_urls_never_reach_the_server(stored: Config) -> None:
+    track_sft(override(stored, {"data.path": "https://user:hunter2@host/x.jsonl"}), range(1))
+    _, runs = runs_of(stored)
     assert runs["sft"].data.params["data.path"] == "https://***@host/x.jsonl"
     assert "hunter2" not in runs["demo"].data.tags["raml.config"]
 
@@ -152,19 +169,20 @@ def test_a_server_that_is_down_or_silent_costs_one_warning_and_no_metric(
     uri = silent_server if kind == "silent" else "http://user:hunter2@127.0.0.1:9"
     down = override(config, {"tracking.uri": uri})
     began = time.monotonic()
-    with caplog.at_level(logging.WARNING, logger="raml_ray.tracking"):
+    with caplog.at_level(logging.WARNING):
         slowest = _run_of_50(down, timeout=4.0)
     assert time.monotonic() - began < 8.0
     assert slowest < 3.0
     assert [row["step"] for row in read_metrics(run_folder(down) / "sft")] == list(range(50))
-    ours = [record.getMessage() for record in caplog.records if record.name == "raml_ray.tracking"]
-    assert 1 <= len(ours) <= 2  # that it is down, and (if it hangs) that close gave up
-    assert all("metrics.jsonl holds all" in message and "hunter2" not in message for message in ours)
+    said = [record.getMessage() for record in caplog.records]
+    assert 1 <= len(said) <= 2  # that it is down, and (if it hangs) that close gave up
+    assert all("metrics.jsonl holds all" in message and "hunter2" not in message for message in said)
 
 
 def test_a_server_that_comes_back_gets_what_it_missed(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, logger="raml_ray.tracking")
     monkeypatch.setattr(tracking, "RETRY_S", 0.2)
     blocked = tmp_path / "store"
     blocked.write_text("")  # a file where the database's folder shall be: no store can be opened
@@ -175,7 +193,10 @@ def test_a_server_that_comes_back_gets_what_it_missed(
     step = tracker.start_step("sft", "sft", {}, {})
     with MetricsFile(folder / "sft") as metrics:
         metrics.append(0, {"sft/loss": 2.0})
-    time.sleep(6.0)
+    deadline = time.monotonic() + 30
+    while not caplog.records and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "metrics.jsonl holds all" in caplog.text
     blocked.unlink()
     step.finish("FINISHED", {}, [])
     tracker.close(timeout=CLOSE_S)

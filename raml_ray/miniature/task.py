@@ -54,14 +54,14 @@ def row(state: State) -> str:
     return "".join(" _" if number is None else f" {number}" for number in state)
 
 
-def in_domain(number: int, domain: str) -> int:
+def wrapped(number: int, domain: str) -> int:
     """The number as the domain has it: its last digit for `sum_mod_10`."""
     return number % 10 if domain == "sum_mod_10" else number
 
 
 def value(state: State, domain: str) -> int:
     """The number that the state reduces to, in whatever order."""
-    return in_domain(sum(number for number in state if number is not None), domain)
+    return wrapped(sum(number for number in state if number is not None), domain)
 
 
 def placed(operands: tuple[int, ...], num_slots: int) -> State:
@@ -78,7 +78,7 @@ def parse(text: str) -> tuple[State, str]:
     """State and domain of a question. Raises: ValueError if the text is none of this task's."""
     for domain, heading in HEADINGS.items():
         if re.fullmatch(rf"{heading}( _| \d+)+", text):
-            state = tuple(None if slot == "_" else int(slot) for slot in text.split()[1:])
+            state = tuple(None if slot == "_" else int(slot) for slot in text.removeprefix(heading).split())
             if any(number is not None for number in state):
                 return state, domain
     raise ValueError(f"{text!r} is no question of the miniature; they look like {problem((None, 3, 8), 'sum')!r}")
@@ -90,7 +90,7 @@ def held_out(operands: tuple[int, ...]) -> bool:
 
 
 def questions(name: str, settings: MiniatureConfig, *, seed: int) -> list[records.Question]:
-    """The questions of a set, all different; those of evaluation sets have operands that no training text ever has.
+    """The questions of a set, all different; no training question of any seed has the operands of an evaluation question.
 
     Raises: ValueError if there is no such set, or if it cannot hold as many questions as are asked for.
     """
@@ -145,7 +145,7 @@ def reduced(state: State, domain: str, rng: random.Random) -> Reduction:
     place = rng.randrange(len(live) - 1)
     left, right = live[place], live[place + 1]
     slots = list(state)
-    slots[right] = in_domain((state[left] or 0) + (state[right] or 0), domain)
+    slots[right] = wrapped((state[left] or 0) + (state[right] or 0), domain)
     slots[left] = None
     return Reduction(tuple(slots), right)
 
@@ -155,7 +155,7 @@ def _slipped(state: State, slot: int, domain: str, rng: random.Random) -> State:
     right = state[slot] or 0
     wrong = [number for number in range(right - LARGEST_SLIP, right + LARGEST_SLIP + 1) if number >= 0]
     wrong.remove(right)
-    return (*state[:slot], in_domain(rng.choice(wrong), domain), *state[slot + 1 :])
+    return (*state[:slot], wrapped(rng.choice(wrong), domain), *state[slot + 1 :])
 
 
 def _pass(state: State, domain: str, style: Style, rng: random.Random) -> Iterator[Line]:

@@ -1,22 +1,31 @@
 """What `sft` and `grpo` share of Ray Train: one group of learners, started, watched and restarted.
 
 Checkpoints are the learners' own (`workers/checkpoints.py`) and not Ray's: they count the moment they are committed,
-are verified before use, and a damaged one falls back on the one before it.
+are verified before use, and a damaged one falls back on the one before it. What only a rank needs (models, FSDP) is
+imported in the functions that a rank calls: the driver and Ray's controller do without those seconds.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raml_ray.config import Config, ConfigError, dump
+from raml_ray.config import Config, ConfigError, dump, load
+from raml_ray.metrics_file import MetricsFile
 from raml_ray.settings import TrainConfig
 from raml_ray.storage import Folder, is_url
 from raml_ray.workers import policy
 
+if TYPE_CHECKING:
+    from raml_ray.workers.sharding import Sharded
+
+logger = logging.getLogger(__name__)
+
+POLICY, CHECKPOINTS = "policy", "checkpoints"
 MOST_CONTROLLER_FAILURES = 5
 
 Worker = Callable[[dict[str, Any]], Mapping[str, float] | None]
@@ -63,6 +72,12 @@ def check(train: TrainConfig, folder: Folder, policy_path: str) -> None:
     policy.load_tokenizer(policy_path)
 
 
+def asked(train: TrainConfig) -> dict[str, tuple[float, float]]:
+    """Who asks for how many logical CPUs and GPUs, for `cluster.check_fits`."""
+    who = f"train.num_workers={train.num_workers} of train.cpus_per_worker={train.cpus_per_worker}"
+    return {who: (train.num_workers * train.cpus_per_worker, train.num_workers * train.gpus_per_worker)}
+
+
 def _process_group(train: TrainConfig) -> TorchConfig:
     backend = "cpu:gloo,cuda:nccl" if train.gpus_per_worker else "gloo"
     return TorchConfig(backend=backend, timeout_s=max(1, round(train.collective_timeout_s)))
@@ -93,7 +108,7 @@ def _run(train: TrainConfig, folder: Folder) -> RunConfig:
     )
 
 
-def _cause(error: TrainingFailedError) -> Exception:
+def _cause(error: Exception) -> Exception:
     """The ValueError that a worker died of, if it is one: whoever can correct it need not read Ray's trace."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     for failure in failures:
@@ -101,3 +116,55 @@ def _cause(error: TrainingFailedError) -> Exception:
         if isinstance(original, ValueError):
             return original
     return error
+
+
+def started(arguments: Mapping[str, Any]) -> Config:
+    """The first line of every worker: the configuration, validated again where it is used, and its threads."""
+    import torch
+
+    config = load(arguments["config"], "the learners' configuration")
+    torch.set_num_threads(config.train.cpus_per_worker)
+    return config
+
+
+def loaded(policy_path: str, config: Config) -> "Sharded":
+    """The policy that training starts from, split over the ranks; the same on every rank if its weights are random."""
+    import torch
+
+    from raml_ray.workers import sharding
+
+    torch.manual_seed(config.seed)
+    return sharding.wrap(policy.load_model(policy_path, random_init=config.policy.random_init), config.train)
+
+
+def restored(learner: "Sharded", folder: Folder, origin: Mapping[str, Any]) -> tuple[int, MetricsFile | None]:
+    """The steps that the last whole checkpoint holds (0 without one), and on rank 0 the metrics file cut back to them.
+
+    A collective. Raises: ValueError if the checkpoint was saved for another `origin`.
+    """
+    from raml_ray.workers import checkpoints
+
+    found = checkpoints.load(folder.file(CHECKPOINTS), learner.state())
+    if found and dict(found.extra) != dict(origin):
+        raise ValueError(
+            f"{folder.file(CHECKPOINTS)} was made from {dict(found.extra)}, but this step has {dict(origin)}:"
+            f" start it anew with --redo {folder.name}"
+        )
+    step = found.step if found else 0
+    if found:
+        logger.info("learner %d goes on after step %d", learner.rank, step)
+    if learner.rank:
+        return step, None
+    metrics = MetricsFile(folder)
+    metrics.truncate_after(step)
+    return step, metrics
+
+
+def save_policy(learner: "Sharded", folder: Folder, policy_path: str) -> None:
+    """The step's policy folder, written by rank 0 in the dtype that the policy came in. A collective."""
+    import torch
+
+    architecture = policy.load_config(policy_path)
+    state = learner.full_state(architecture.dtype or torch.float32)
+    if learner.rank == 0:
+        policy.save(state, architecture, policy_path, folder.file(POLICY))

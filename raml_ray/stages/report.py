@@ -11,6 +11,7 @@ from typing import Any
 
 from raml_ray.config import Config, dump, fingerprint
 from raml_ray.provenance import git_revision, without_secrets
+from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.report_claims import claims, is_near_zero
 from raml_ray.stages.report_data import curves, read
 from raml_ray.stages.report_figures import figures
@@ -23,6 +24,12 @@ PAGE = "report.html"
 COMMAND = "raml run config.json"
 
 
+def run(context: Context) -> Outcome:
+    found = build(context.run, context.whole, context.folder)
+    drawn = tuple(f"figures/{name}" for name in (context.folder / "figures").names())
+    return Outcome(Counts(found["num_steps"], found["num_steps"]), found, artifacts=(PAGE, *drawn))
+
+
 def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COMMAND) -> dict[str, Any]:
     """Write the page of the run into `out` and return its figures: the claims with their outcomes and intervals.
 
@@ -30,8 +37,9 @@ def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COM
     """
     began = time.monotonic()
     run = read(run_folder, config)
-    checked = claims(run)
-    drawn = figures(run, {step.name: curves(step) for step in run.of_stage("analyze")})
+    curves_by_step = {step.name: curves(step) for step in run.of_stage("analyze")}
+    checked = claims(run, curves_by_step)
+    drawn = figures(run, curves_by_step)
     for figure in drawn:
         (out / "figures").write_text(f"{figure.name}.svg", figure.svg)
         with (out / "figures").writing(f"{figure.name}.png") as file:

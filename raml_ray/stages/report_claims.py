@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from raml_ray.config import Config, flatten
-from raml_ray.formulas.metrics import Interval, paired_difference
+from raml_ray.formulas.lhat import ema, kendall_tau
+from raml_ray.formulas.metrics import Interval, bootstrap_interval, paired_difference
 from raml_ray.records import seed_of
 from raml_ray.stages.report_data import (
     METRICS,
@@ -16,7 +17,6 @@ from raml_ray.stages.report_data import (
     Run,
     StepResult,
     ancestors,
-    curves,
     interval,
     lineage_name,
     parents_of,
@@ -84,11 +84,12 @@ class Claim:
         return plain
 
 
-def claims(run: Run) -> list[Claim]:
-    """Every claim that the run has the steps for."""
+def claims(run: Run, curves_by_step: Mapping[str, Sequence[Curve]]) -> list[Claim]:
+    """Every claim that the run has the steps for; `curves_by_step` are those of its analyze steps."""
     found = [*_policy_claims(run), *_setting_claims(run), *_length_claims(run)]
     for step in run.of_stage("analyze"):
-        found += [_falls_before_leak(step), _ends_differ(step, run.config)]
+        rows = curves_by_step[step.name]
+        found += [_falls_before_leak(step, rows, run.config), _ends_differ(step, rows, run.config)]
     return found
 
 
@@ -215,27 +216,35 @@ def _paired(a: Mapping[str, float], b: Mapping[str, float], config: Config) -> t
     return difference, len(shared)
 
 
-def _falls_before_leak(step: StepResult) -> Claim:
+def _falls_before_leak(step: StepResult, rows: Sequence[Curve], config: Config) -> Claim:
+    """Kendall's tau with its sign turned: before the leak, and as the paper draws it (smoothed, the leak included)."""
     group = step.figures["groups"].get("correct") or {}
-    measurements = []
-    for metric, key in (
-        ("falls before the answer is written (-Kendall tau)", "tau_before_leak"),
-        ("falls over the whole trajectory, as the paper draws it (-Kendall tau)", "paper_tau"),
-    ):
-        tau = interval(group.get(key))
-        fall = None if tau is None else Interval(-tau.mean, -tau.high, -tau.low)
-        measurements.append(Measurement("correct trajectories", step.name, metric, fall, "tau", decided(fall)))
-    note = "" if measurements[0].difference else "no correct trajectory has enough prefixes before its answer"
+    before = interval(group.get("tau_before_leak"))
+    before = None if before is None else Interval(-before.mean, -before.high, -before.low)
+    smoothed = [kendall_tau(ema(row.lhat, config.analyze.ema_alpha)) for row in rows if row.group == "correct"]
+    falls = [-tau for tau in smoothed if tau is not None]
+    seed, num_resamples = seed_of(config.seed, "report"), config.evaluate.num_bootstrap
+    drawn = bootstrap_interval(falls, num_resamples=num_resamples, seed=seed) if falls else None
+    measurements = tuple(
+        Measurement("correct trajectories", step.name, metric, fall, "tau", decided(fall))
+        for metric, fall in (
+            ("fall before the answer is written (-Kendall tau)", before),
+            ("fall over the whole smoothed curve, as the paper draws it (-Kendall tau)", drawn),
+        )
+    )
+    note = "" if before else "no correct trajectory has enough prefixes before its answer"
+    if drawn and decided(drawn) is Outcome.HOLDS and decided(before) is not Outcome.HOLDS:
+        note = "the smoothed curve falls over the whole trajectory, as the paper shows it: by the answer being written"
     text = "L-hat falls along a correct trajectory, before its answer is written"
-    return Claim(text, "Fig. 3", measurements[0].outcome, tuple(measurements), note)
+    return Claim(text, "Fig. 3", measurements[0].outcome, measurements, note)
 
 
-def _ends_differ(step: StepResult, config: Config) -> Claim:
-    means = {group: _mean_end(curves(step), group) for group in ("correct", "wrong")}
+def _ends_differ(step: StepResult, rows: Sequence[Curve], config: Config) -> Claim:
+    means = {group: _mean_end(rows, group) for group in ("correct", "wrong")}
     difference, num_questions = _paired(means["wrong"], means["correct"], config)
     note = ""
     if difference is None:
-        note = f"{num_questions} questions have both a correct and a wrong trajectory: too few to compare"
+        note = f"questions with both a correct and a wrong trajectory: {num_questions}, too few to compare"
     measurement = Measurement(
         "wrong - correct", step.name, "L-hat at the end", difference, "nats", decided(difference), num_questions
     )

@@ -1,6 +1,5 @@
 """What a report shows, read from a run's folder: every finished step, and every evaluated policy by its lineage."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,9 +80,13 @@ class Run:
     def of_stage(self, stage: str) -> list[StepResult]:
         return [step for step in self.steps if step.stage == stage]
 
+    def lineage_of(self, step: str) -> tuple[str, ...]:
+        """Training stages from the base to the policy that the step makes."""
+        return lineage(step, _parents(self.config, self.steps))
+
     def label_of(self, step: str) -> str:
         """A training step's name on the page: its lineage where that is known, with the step's own name."""
-        name = lineage_name(lineage(step, _parents(self.config, self.steps)))
+        name = lineage_name(self.lineage_of(step))
         return name if name == step else f"{name} ({step})"
 
 
@@ -101,11 +104,9 @@ def read(run_folder: Folder, config: Config) -> Run:
 
 
 def interval(value: Any) -> Interval | None:
-    """An Interval out of JSON: a mapping, a list of three, or a number alone (which gives no bounds: NaN); or None."""
+    """An Interval out of JSON, which holds it as a mapping or as a list of three; None stays None."""
     if value is None:
         return None
-    if isinstance(value, int | float):
-        return Interval(float(value), math.nan, math.nan)
     if isinstance(value, Mapping):
         return Interval(float(value["mean"]), float(value["low"]), float(value["high"]))
     mean, low, high = value
@@ -249,7 +250,7 @@ def curves(step: StepResult) -> list[Curve]:
                     row["position"],
                     row["lhat"],
                     leak if has_leak else None,
-                    row["num_tokens"],
+                    max(row["num_tokens"], 1),
                 )
             )
     return found

@@ -71,11 +71,11 @@ def figures(run: Run, curves_by_step: Mapping[str, Sequence[Curve]]) -> list[Fig
     return [figure for figure in found if figure is not None]
 
 
-def colours(evaluations: Sequence[Evaluation]) -> list[str]:
-    """One colour per evaluation: its lineage's own, or the next free one for a second policy of that lineage."""
-    free, taken, found = iter(OTHER_COLOURS * len(evaluations)), set(), []
-    for one in evaluations:
-        own = LINEAGE_COLOURS.get(one.lineage)
+def colours(lineages: Sequence[tuple[str, ...]]) -> list[str]:
+    """One colour per policy: its lineage's own, or the next free one for a second policy of that lineage."""
+    free, taken, found = iter(OTHER_COLOURS * len(lineages)), set(), []
+    for stages in lineages:
+        own = LINEAGE_COLOURS.get(stages)
         colour = own if own is not None and own not in taken else next(free)
         taken.add(colour)
         found.append(colour)
@@ -84,13 +84,13 @@ def colours(evaluations: Sequence[Evaluation]) -> list[str]:
 
 def _evaluation(evaluations: Sequence[Evaluation]) -> Figure:
     sets = list(dict.fromkeys(name for one in evaluations for name in one.sets))
-    names = metric_names(evaluations)
+    names, palette = metric_names(evaluations), colours([one.lineage for one in evaluations])
     canvas = Canvas(figsize=(10.5, 3.6 if len(evaluations) <= 4 else 4.0))
     rows: list[dict[str, Any]] = []
     axes = canvas.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
     width = 0.8 / len(evaluations)
     for axis, metric in zip(axes, METRICS, strict=True):
-        for index, (one, colour) in enumerate(zip(evaluations, colours(evaluations), strict=True)):
+        for index, (one, colour) in enumerate(zip(evaluations, palette, strict=True)):
             for place, name in enumerate(sets):
                 if name in one.sets:
                     value = one.sets[name].intervals[metric]
@@ -105,9 +105,7 @@ def _evaluation(evaluations: Sequence[Evaluation]) -> Figure:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.grid(axis="x", visible=False)
     axes[0].set_ylabel("questions' mean, %")
-    handles = [
-        mpl.patches.Patch(color=c, label=o.label) for o, c in zip(evaluations, colours(evaluations), strict=True)
-    ]
+    handles = [mpl.patches.Patch(color=c, label=o.label) for o, c in zip(evaluations, palette, strict=True)]
     canvas.legend(handles=handles, loc="outside upper left", ncols=min(len(evaluations), 5))
     caption = "Mean over the questions of each set; the bars' whiskers are 95 % bootstrap intervals over questions."
     return _finished("evaluation", "Policies on the question sets", caption, canvas, rows)
@@ -118,7 +116,7 @@ def metric_names(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     ks = {one.k for one in evaluations}
     k = str(ks.pop()) if len(ks) == 1 else "k"
     return {
-        "accuracy": "Accuracy (Pass@1)",
+        "accuracy": "Accuracy",
         "pass_at_k": f"Pass@{k}",
         "g_pass_at_k_0.5": f"G-Pass@{k}, 0.5",
         "g_pass_at_k_1.0": f"G-Pass@{k}, 1.0",
@@ -145,8 +143,8 @@ def _training(run: Run) -> Figure | None:
     canvas = Canvas(figsize=(10.5, 3.1 * ((len(drawn) + 1) // 2)))
     axes = canvas.subplots((len(drawn) + 1) // 2, min(len(drawn), 2), squeeze=False).ravel()
     rows: list[dict[str, Any]] = []
-    free = iter((*LINEAGE_COLOURS.values(), *OTHER_COLOURS) * (1 + len(run.steps)))
-    colour_of = {step: next(free) for step in dict.fromkeys(s for *_, lines in drawn for s in lines)}
+    trained = list(dict.fromkeys(step for *_, lines in drawn for step in lines))
+    colour_of = dict(zip(trained, colours([run.lineage_of(step) for step in trained]), strict=True))
     for axis, (metric, title, unit, x_label, lines) in zip(axes, drawn, strict=False):
         for step, points in lines.items():
             _line(axis, points, run.label_of(step), colour_of[step])
@@ -195,8 +193,10 @@ def _lhat(step: str, curves: Sequence[Curve], alpha: float) -> Figure:
                 _curve_group(axis, members, colour, group, alpha if kind == "ema" else None, rasterized)
             rows += [row for curve in members for row in _curve_rows(curve, alpha)]
             leaks = [curve.leak_position / curve.num_tokens for curve in members if curve.leak_position is not None]
-            left.plot(leaks, [-0.04] * len(leaks), "|", color=colour, markersize=8, clip_on=False,
-                      transform=left.get_xaxis_transform())  # fmt: skip
+            down = [-0.04] * len(leaks)
+            (rug,) = left.plot(leaks, down, "|", color=colour, markersize=8, clip_on=False)
+            rug.set_transform(left.get_xaxis_transform())
+            rug.set_in_layout(False)
         name = f" [{probe}]" if len(probes) > 1 else ""
         left.set_title(f"As measured{name}")
         right.set_title(f"The paper's smoothing (EMA, alpha = {alpha:g}){name}")

@@ -125,16 +125,22 @@ def _summary(run: Run, claims: Sequence[Claim]) -> str:
 
 def _counted(counts: Mapping[Outcome, int]) -> str:
     holds, fails, undecided = (counts[outcome] for outcome in (Outcome.HOLDS, Outcome.FAILS, Outcome.UNDECIDED))
-    return f"{holds} hold{'s' * (holds == 1)}, {fails} do{'es' * (fails == 1)} not hold, {undecided} undecided"
+    hold, do, are = (plural if n != 1 else one for n, one, plural in
+                     ((holds, "holds", "hold"), (fails, "does", "do"), (undecided, "is", "are")))  # fmt: skip
+    return f"{holds} {hold}, {fails} {do} not hold and {undecided} {are} undecided"
 
 
 def _claim_line(claim: Claim) -> str:
-    shown = [one for one in claim.measurements if one.metric == PRIMARY] or list(claim.measurements[:1])
+    primary = [one for one in claim.measurements if one.metric == PRIMARY]
+    shown = primary or list(claim.measurements[:1])
     figures = "; ".join(f"{escape(one.where)} {_difference(one)}" for one in shown)
-    note = f' <span class="note">({escape(claim.note)})</span>' if claim.note else ""
+    if len(primary) > 1:
+        num_holding = sum(one.outcome is Outcome.HOLDS for one in primary)
+        figures = f"holds in {num_holding} of {len(primary)}: {figures}"
+    note = f'<br><span class="note">{escape(claim.note)}</span>' if claim.note else ""
     return (
-        f'<li><span class="outcome {CLASSES[claim.outcome]}">{claim.outcome}</span>{escape(claim.text)}'
-        f" <small>paper, {escape(claim.source)}</small><br><small>{figures}</small>{note}</li>\n"
+        f'<li><span class="{CLASSES[claim.outcome]}">{claim.outcome}</span><span>{escape(claim.text)}'
+        f" <small>paper, {escape(claim.source)}</small><br><small>{figures}</small>{note}</span></li>\n"
     )
 
 
@@ -149,8 +155,6 @@ def _difference(measurement: Measurement) -> str:
 
 
 def _bounds(value: Interval, scale: float, digits: int) -> str:
-    if value.low != value.low:
-        return "(no interval)"
     return f"[{scale * value.low:+.{digits}f}, {scale * value.high:+.{digits}f}]"
 
 

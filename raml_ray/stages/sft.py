@@ -1,11 +1,22 @@
-"""Supervised fine-tuning with Ray Train.   examples -> policy/, metrics.jsonl, checkpoints/"""
+"""Supervised fine-tuning with Ray Train.   trajectories, verdicts -> examples/, policy/, metrics.jsonl, checkpoints/"""
 
 from collections.abc import Mapping
 from typing import Any
 
+from raml_ray import cluster
 from raml_ray.config import Config
-from raml_ray.stages import learners
+from raml_ray.stages import learners, training_set
+from raml_ray.stages.context import Context, Outcome
 from raml_ray.storage import Folder
+
+
+def run(context: Context) -> Outcome:
+    policy_path = context.policy_path
+    learners.check(context.config.train, context.folder, policy_path)
+    cluster.check_fits(learners.asked(context.config.train))
+    counts, figures = training_set.write(context)
+    examples = context.folder / training_set.EXAMPLES
+    return Outcome(counts, figures | train_policy(examples, context.folder, policy_path, context.config))
 
 
 def train_policy(examples: Folder, folder: Folder, policy_path: str, config: Config) -> dict[str, float]:
@@ -24,16 +35,16 @@ def train_policy(examples: Folder, folder: Folder, policy_path: str, config: Con
 
 
 def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
-    # Imported here: the driver and Ray's controller, which read this module too, need no models.
+    """One learner rank."""
     from raml_ray.text.batches import EXAMPLE, Examples
-    from raml_ray.workers import learner, sft_loop
+    from raml_ray.workers import checkpoints, sft_loop
 
-    config = learner.started(arguments["config"])
+    config = learners.started(arguments)
     folder, policy_path = Folder(arguments["folder"]), str(arguments["policy_path"])
     examples = Examples(Folder(arguments["examples"]).read_tables("", EXAMPLE))
-    sharded = learner.loaded(policy_path, config)
+    learner = learners.loaded(policy_path, config)
     origin = {"num_examples": len(examples), "seed": config.seed}
-    start_step, metrics_file = learner.restored(sharded, folder, origin)
+    start_step, metrics_file = learners.restored(learner, folder, origin)
     last: dict[str, float] = {}
 
     def report(step: int, metrics: Mapping[str, float]) -> None:
@@ -41,15 +52,20 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
         if metrics_file:
             metrics_file.append(step, metrics)
 
+    def save(step: int) -> None:
+        checkpoints.save(
+            folder.file(learners.CHECKPOINTS), step, learner.state(), origin, keep=config.train.keep_checkpoints
+        )
+
     plan = sft_loop.train(
-        sharded,
+        learner,
         examples,
         config.sft,
         config.train,
         seed=config.seed,
         start_step=start_step,
         report=report,
-        save=lambda step: learner.saved(sharded, step, folder, origin, config.train.keep_checkpoints),
+        save=save,
     )
-    learner.save_policy(sharded, folder, policy_path)
+    learners.save_policy(learner, folder, policy_path)
     return {"sft/steps": plan.num_steps, "sft/examples": plan.num_examples, "sft/resumed_from_step": start_step} | last

@@ -132,7 +132,7 @@ def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[list[Exa
 def collate(examples: Sequence[Example]) -> Batch:
     """The examples as one Batch, padded on the right to the longest (or by token 0, which no mask lets in).
 
-    Raises: ValueError if there are none, one is without a prompt or response, or a field's length is not its response's.
+    Raises: ValueError if there are none, one lacks a prompt or response, or a field's length is not its response's.
     """
     if not examples:
         raise ValueError("a batch of no examples cannot be padded")

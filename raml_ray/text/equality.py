@@ -7,8 +7,8 @@ import re
 
 import math_verify
 import sympy
-from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig
+from math_verify.parser import NormalizationConfig
 
 LATEX = LatexExtractionConfig(
     try_extract_without_anchor=True,

@@ -195,7 +195,7 @@ def words(text: str) -> str | None:
     inner = " ".join(inner.split())
     if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", inner):
         return None
-    return inner.casefold() if "\\text{" in text or len(inner) >= 3 else None
+    return inner.casefold() if "\\text{" in text or len(inner) >= 3 or inner.casefold() == "no" else None
 
 
 def structure(text: str) -> Structure | None:

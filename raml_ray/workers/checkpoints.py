@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def save(folder: str, step: int, tensors: Mapping[str, Tensor], extra: Mapping[s
         _discard(target)
         target.mkdir(parents=True)
     dist.barrier()
-    dcp.save(dict(tensors), checkpoint_id=target)
+    state_dict_saver.save(dict(tensors), checkpoint_id=target)
     mine = [path for path in target.iterdir() if path.name.startswith(f"__{dist.get_rank()}_")]
     hashes = _gathered({path.name: _synced_hash(path) for path in mine})
     if dist.get_rank() == 0:
@@ -70,7 +70,7 @@ def load(folder: str, tensors: Mapping[str, Tensor]) -> Restored | None:
         path = Path(folder) / name
         problems = sorted(_gathered(dict.fromkeys(_problems(path), "")))
         if not problems:
-            dcp.load(dict(tensors), checkpoint_id=path)
+            state_dict_loader.load(dict(tensors), checkpoint_id=path)
             manifest = json.loads((path / MANIFEST).read_text())
             return Restored(int(manifest["step"]), manifest["extra"])
         damaged.append(f"{path}: {'; '.join(problems)}")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
     from vllm.outputs import CompletionOutput
 
-    from raml_ray.workers.scripted_engine import ScriptedEngine
-
 logger = logging.getLogger(__name__)
 
 
@@ -106,12 +104,18 @@ class Engine:
         Raises: ValueError if the policy cannot be served with these settings.
         """
         _set_environment(policy_path)
+        from transformers import AutoConfig
         from vllm import LLM
 
         self._settings, self._policy_path, self._version = settings, policy_path, 0
+        config = AutoConfig.from_pretrained(policy_path)
+        # A sequence is scored by sampling a token after it, which is thrown away: one position more than is ever read.
+        within = settings.max_model_len <= config.to_dict().get("max_position_embeddings", 0)
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = str(int(within))
+        self._longest_scored = settings.max_model_len if within else settings.max_model_len - 1
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
-            _start_fast_on_cpu(policy_path, settings)
+            _start_fast_on_cpu(config.architectures or [], settings)
         set_num_threads = torch.set_num_threads
         if not on_gpu:
             torch.set_num_threads(settings.cpus_per_engine)
@@ -124,7 +128,7 @@ class Engine:
                 generation_config="vllm",
                 seed=seed,
                 dtype=settings.dtype,
-                max_model_len=settings.max_model_len,
+                max_model_len=self._longest_scored + 1,
                 max_num_seqs=settings.max_num_seqs,
                 tensor_parallel_size=settings.tensor_parallel_size,
                 gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -199,18 +203,28 @@ class Engine:
     def token_logprobs(self, sequences: Sequence[list[int]]) -> list[np.ndarray]:
         """Of each sequence the log-probability of every token but the first, without temperature, nats, (T - 1,).
 
-        Raises: ValueError if a sequence has fewer than two tokens, or as many as max_model_len.
+        Raises: ValueError if a sequence has fewer than two tokens, or more than engine.max_model_len.
         """
         from vllm import SamplingParams, TokensPrompt
 
         for index, sequence in enumerate(sequences):
-            reason = refusal(sequence, self._vocab_size, self._settings.max_model_len)
-            if reason is not None or len(sequence) < 2:
-                raise ValueError(f"sequence {index}: {reason or 'one token has no predecessor to be predicted from'}")
+            self._check_scorable(sequence, f"sequence {index}")
+            if len(sequence) < 2:
+                raise ValueError(f"sequence {index}: one token has no predecessor to be predicted from")
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
         prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
         outputs = self._vllm.generate(prompts, params, use_tqdm=False)
         return [np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32) for output in outputs]
+
+    def _check_scorable(self, sequence: Sequence[int], name: str) -> None:
+        if len(sequence) > self._longest_scored:
+            raise ValueError(
+                f"{name} of {len(sequence)} tokens: engine.max_model_len={self._settings.max_model_len} allows"
+                f" {self._longest_scored}; raise it"
+            )
+        reason = refusal(sequence, self._vocab_size, len(sequence) + 1)
+        if reason is not None:
+            raise ValueError(f"{name}: {reason}")
 
     def load_weights(self, flat: np.ndarray, layout: Layout, version: int) -> str:
         """Takes over weights in the checkpoint's names; the checksum of what arrived (`weights.checksum`).
@@ -228,9 +242,7 @@ class Engine:
         """Outputs of the modules for one sequence, in forward order, as `weights.learner_outputs` gives them."""
         from vllm import SamplingParams, TokensPrompt
 
-        reason = refusal(token_ids, self._vocab_size, self._settings.max_model_len)
-        if reason is not None:
-            raise ValueError(reason)
+        self._check_scorable(token_ids, "sequence")
         if not self._settings.enforce_eager:
             raise ValueError("engine.enforce_eager=False: modules can only be watched with engine.enforce_eager=True")
         self._vllm.collective_rpc("raml_start_recording")
@@ -248,38 +260,12 @@ class Engine:
             self._llm = None
 
 
-def start(policy_path: str, settings: EngineConfig, *, seed: int) -> "Engine | ScriptedEngine":
-    """The engine that `engine.kind` names."""
-    from raml_ray.workers.scripted_engine import ScriptedEngine
-
-    return (ScriptedEngine if settings.kind == "scripted" else Engine)(policy_path, settings, seed=seed)
-
-
-def stop_token_ids(policy_path: str) -> tuple[int, ...]:
-    """The tokens that end a response of the policy, by its generation_config.json or else its config.json.
-
-    Raises: ValueError if neither names one.
-    """
-    from transformers import AutoConfig, GenerationConfig
-
-    try:
-        ids = GenerationConfig.from_pretrained(policy_path).eos_token_id
-    except OSError:  # the file is optional
-        ids = AutoConfig.from_pretrained(policy_path).eos_token_id
-    if ids is None:
-        raise ValueError(
-            f"{policy_path} names no eos_token_id: add it to generation_config.json, or responses never end"
-        )
-    return (ids,) if isinstance(ids, int) else tuple(ids)
-
-
-def _start_fast_on_cpu(policy_path: str, settings: EngineConfig) -> None:
+def _start_fast_on_cpu(architectures: Sequence[str], settings: EngineConfig) -> None:
     """Leaves out what a start in this process would spend half a minute on and not need."""
-    from transformers import AutoConfig
     from vllm import ModelRegistry
 
     # vLLM asks a subprocess (20 s without its cache) what the model class can do, lest CUDA be initialised here.
-    for name in AutoConfig.from_pretrained(policy_path).architectures or ():
+    for name in architectures:
         if name in ModelRegistry.models:
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
     if settings.enforce_eager:

@@ -136,11 +136,11 @@ class JudgePool:
             self._send(process.stdin.fileno(), index, pairs[index], sent)
         while sent:
             number, verdict, reason, extracted, cpu_seconds = receive(process.stdout.fileno())
-            assert isinstance(number, int) and isinstance(cpu_seconds, float)
+            assert isinstance(number, int) and isinstance(cpu_seconds, int | float)
             answered = sent.pop(number, None)
             if answered is None:  # of a call that was interrupted
                 continue
-            found[answered] = Judgement(Verdict(str(verdict)), str(reason), str(extracted), cpu_seconds)
+            found[answered] = Judgement(Verdict(str(verdict)), str(reason), str(extracted), float(cpu_seconds))
             for index in itertools.islice(outbox, 1):
                 self._send(process.stdin.fileno(), index, pairs[index], sent)
 

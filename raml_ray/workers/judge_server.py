@@ -53,6 +53,7 @@ class Request(NamedTuple):
     number: int
     gold: str
     extracted: str
+    is_retry: bool = False
 
 
 @dataclass(slots=True)
@@ -209,7 +210,7 @@ class Server:
             worker.request, worker.started = request, time.monotonic()
             try:
                 send(worker.requests, [request.gold, request.extracted])
-            except BrokenPipeError:  # it died idle: its end is read as an idle death
+            except BrokenPipeError:  # it died just now: the end of its replies will say so
                 worker.request = None
                 self.waiting.appendleft(request)
 
@@ -234,6 +235,10 @@ class Server:
         self.workers[index] = _fork(self.limits)
         if worker.request:
             self.num_idle_deaths = 0
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not worker.request.is_retry:
+                # Not its doing: a person's, or the machine's memory. Once more, in a fresh process.
+                self.waiting.appendleft(worker.request._replace(is_retry=True))
+                return
             send(self.outgoing, [worker.request.number, *_obituary(status, worker.request, self.limits)])
             return
         self.num_idle_deaths += 1

@@ -1,7 +1,7 @@
 """A policy as a Hugging Face folder: loading, naming, saving, and the log-probabilities of its tokens.
 
-The Auto classes are imported where they are used: they bring three CPU seconds of imports, which a driver that only
-reads a tokenizer does without.
+transformers' model classes are imported where they are used: they bring three CPU seconds of imports, which a driver
+that only reads a tokenizer does without.
 """
 
 import hashlib
@@ -11,12 +11,16 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TOKENIZER_FILES = (
@@ -32,14 +36,14 @@ TOKENIZER_FILES = (
 )
 
 
-def load_model(path: str, *, dtype: torch.dtype = torch.float32, random_init: bool = False) -> PreTrainedModel:
+def load_model(path: str, *, dtype: torch.dtype = torch.float32, random_init: bool = False) -> "PreTrainedModel":
     """The causal LM of a folder or hub name, from safetensors only and without any code of the folder's.
 
     `random_init` takes the architecture and fresh weights (of torch's generator) instead.
 
     Raises: ValueError if a folder has no config.json or no safetensors.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, PreTrainedModel
 
     check_folder(path, weights=not random_init)
     kwargs = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
@@ -76,8 +80,8 @@ def check_folder(path: str, *, weights: bool) -> None:
         )
     if weights and not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"policy folder {path} has no *.safetensors: convert its weights (other formats can run code), or start from"
-            " random weights with policy.random_init=true"
+            f"policy folder {path} has no *.safetensors: convert its weights (other formats can run code), or start"
+            " from random weights with policy.random_init=true"
         )
 
 
@@ -122,7 +126,7 @@ def policy_id(path: str, name: str) -> str:
 
 
 def save(
-    weights: Mapping[str, Tensor] | PreTrainedModel, config: PretrainedConfig, tokenizer_folder: str, target: str
+    weights: Mapping[str, Tensor] | nn.Module, config: PretrainedConfig, tokenizer_folder: str, target: str
 ) -> None:
     """A folder that `AutoModelForCausalLM.from_pretrained` and vLLM load as it is; replaces an older one as a whole.
 
@@ -131,7 +135,7 @@ def save(
     Raises: ValueError if `tokenizer_folder` has no tokenizer.
     """
     load_tokenizer(tokenizer_folder)
-    tensors = untied(weights) if isinstance(weights, PreTrainedModel) else dict(weights)
+    tensors = untied(weights) if isinstance(weights, nn.Module) else dict(weights)
     partial = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
     partial.mkdir(parents=True)
     try:
@@ -163,7 +167,7 @@ def untied(model: nn.Module) -> dict[str, Tensor]:
 class TokenLogprobs(nn.Module):
     """A causal LM whose forward pass is `token_logprobs`: the unit that sharding wraps."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         super().__init__()
         self.model = model
 
@@ -188,7 +192,7 @@ class TokenLogprobs(nn.Module):
 
 
 def token_logprobs(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor | None,
     position_ids_BT: Tensor,

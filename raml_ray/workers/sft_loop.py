@@ -88,7 +88,7 @@ def train(
     report: Report,
     save: Save,
 ) -> Plan:
-    """Maximise the examples' log-likelihood, response tokens weighted alike within a step; returns the plan it followed.
+    """Maximise the examples' log-likelihood, a step's response tokens weighted alike; returns the plan followed.
 
     Raises: ValueError if three updates in a row were not finite.
     """

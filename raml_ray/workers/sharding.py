@@ -122,7 +122,7 @@ class Sharded:
         return state
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds, weights and optimizer state: this rank's shards, to be written or filled in place."""
+        """What a checkpoint holds, weights and optimizer state: this rank's shards, to be written or filled."""
         named = self._named()
         tensors = {f"model.{name}": tensor for name, tensor in named.items()}
         for name, tensor in named.items():

@@ -89,9 +89,9 @@ def analyzed(config: Config, *, wrong_end: float) -> None:
                 {
                     "trajectory_id": f"{group}{question}",
                     "probe": "answer",
-                    "position": [0, 5, 10],
-                    "lhat": [3.0, 2.0, end],
-                    "foil_margin": [0.0, 0.0, 0.0],
+                    "position": list(range(11)),
+                    "lhat": [3.0 - step / 10 for step in range(10)] + [end],
+                    "foil_margin": None,
                     "leak_position": 10 if group == "correct" else None,
                     "group": group,
                     "question_id": f"q{question}",
@@ -99,7 +99,7 @@ def analyzed(config: Config, *, wrong_end: float) -> None:
                 }
             )
     correct = {"num": 4, "start": [3, 3, 3], "end": [0.25, 0.25, 0.25], "drop": [2.75, 2.75, 2.75],
-               "share_at_leak": None, "tau_before_leak": [-0.8, -0.9, -0.7], "paper_tau": -1.0}  # fmt: skip
+               "share_at_leak": None, "tau_before_leak": [-0.8, -0.9, -0.7]}  # fmt: skip
     folder = finish(config, "probed", {"groups": {"correct": correct, "wrong": {"num": 4}}})
     (folder / "curves").write_table("shard-0.parquet", records.table(rows, records.ANSWER_CURVE))
 
@@ -234,9 +234,9 @@ def test_every_figure_is_kept_as_svg_png_and_the_rows_it_draws(config: Config) -
     assert len(rows) == 4 * 2 * 3  # policies, sets, metrics
     assert {row["policy"] for row in rows} == {"base", "SFT", "Zero-GRPO", "SFT + GRPO"}
     points = pq.read_table((out / "figures").file("lhat_probed.parquet")).to_pylist()
-    assert [(p["x"], p["lhat"]) for p in points[:3]] == [(0.0, 3.0), (0.5, 2.0), (1.0, 0.25)]
-    # s1 = 0.01 * 2 + 0.99 * 3
-    assert points[1]["ema"] == pytest.approx(2.99, abs=1e-4)
+    assert [(p["x"], p["lhat"]) for p in (points[0], points[5], points[10])] == [(0.0, 3.0), (0.5, 2.5), (1.0, 0.25)]
+    # s1 = 0.01 * 2.9 + 0.99 * 3
+    assert points[1]["ema"] == pytest.approx(2.999, abs=1e-4)
 
 
 def test_a_run_without_a_finished_step_has_a_page_that_says_so(config: Config) -> None:
@@ -261,6 +261,20 @@ def test_accuracy_of_zero_everywhere_is_said_plainly(config: Config) -> None:
     figures = report.build(folder_of(config), config, folder_of(config) / "page")
     assert figures["accuracy_near_zero"] and outcomes(figures) == {"SFT is better than base": "undecided"}
     assert "at or near zero for every policy" in (folder_of(config) / "page").read_text("report.html")
+
+
+def test_the_papers_smoothed_fall_stands_beside_the_fall_before_the_leak(config: Config) -> None:
+    analyzed(config, wrong_end=3.25)
+    summary = (folder_of(config) / "probed").read_json("summary.json")
+    summary["figures"]["groups"]["correct"]["tau_before_leak"] = [0.1, -0.1, 0.3]
+    (folder_of(config) / "probed").write_json("summary.json", summary)
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    claim = figures["claims"][0]
+    before, drawn = claim["measurements"]
+    assert claim["outcome"] == "undecided" and before["difference"] == {"mean": -0.1, "low": -0.3, "high": 0.1}
+    # every smoothed curve falls from each point to the next: tau = -1
+    assert drawn["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0} and drawn["outcome"] == "holds"
+    assert "by the answer being written" in claim["note"]
 
 
 def test_policies_of_one_lineage_are_told_apart_and_a_setting_that_differs_is_compared(config: Config) -> None:

@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from raml_ray.settings import EngineConfig
 from raml_ray.workers import weights
-from raml_ray.workers.engine import Engine, Request, Sampling
+from raml_ray.workers.engine import Completion, Engine, Request, Sampling
 
 VOCAB_SIZE = 61
 SETTINGS = EngineConfig(max_model_len=64, kv_cache_gib=0.05, max_num_seqs=16)
@@ -144,6 +144,7 @@ def test_an_engine_agrees_with_the_learner_after_every_load(
     outputs = engine.module_outputs(SEQUENCES[0])
     assert weights.first_difference(outputs, weights.learner_outputs(model, SEQUENCES[0]), 1e-4) is None
     completion = engine.generate([Request([3, 1, 4], 5)], Sampling(1.0, 1.0, -1, 4))[0]
+    assert isinstance(completion, Completion)
     assert completion.version == 2
 
     perturb(model.model.layers[1].mlp)
@@ -160,3 +161,14 @@ def test_an_engine_agrees_with_the_learner_after_every_load(
     else:
         assert agreement(engine, model).max_abs < 1e-5
     engine.close()
+
+
+@pytest.mark.vllm
+def test_another_vllm_than_the_one_it_was_written_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vllm
+
+    from raml_ray.workers.engine_extension import WorkerExtension
+
+    monkeypatch.setattr(vllm, "__version__", "0.33.0")
+    with pytest.raises(RuntimeError, match=r"needs it, and this is vLLM 0\.33\.0"):
+        WorkerExtension().raml_load_weights(*weights.flatten([("w", torch.ones(1))]))

@@ -1,0 +1,18 @@
+"""Environment variables that Ray and tokenizers read when they are imported: set before, or they have no effect."""
+
+import os
+import secrets
+from pathlib import Path
+
+
+def prepare() -> None:
+    """Set what the user has not. A Ray of this run's own gets a token that dies with it and is written nowhere."""
+    # Unset, the two sides of a connection can disagree about tokens: the mode is always named.
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    joins = "RAY_ADDRESS" in os.environ
+    has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or Path("~/.ray/auth_token").expanduser().exists()
+    if mode == "token" and not has_token and not joins:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,29 @@
+"""The answer's tokens are found by offsets, never by tokenising the answer alone."""
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from raml_ray.text.suffix import AnswerSuffix, answer_suffix
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    # "{" and "1" merge to one token, so "12" is ["1", "2"] alone but ["{1", "2"] behind a brace
+    vocabulary = {"b": 0, "{": 1, "1": 2, "2": 3, "{1": 4, " ": 5}
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[("{", "1")]))
+    bpe.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe)
+
+
+def test_tokens_behind_the_suffix_are_the_answers(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert answer_suffix(tokenizer, "b{", "2 1") == AnswerSuffix([0, 1, 3, 5, 2], [False, False, True, True, True])
+
+
+def test_a_token_across_the_joint_counts_as_the_answers(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert answer_suffix(tokenizer, "b{", "12") == AnswerSuffix([0, 4, 3], [False, True, True])
+
+
+def test_an_empty_answer_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="empty answer"):
+        answer_suffix(tokenizer, "b{", "")

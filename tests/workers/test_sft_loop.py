@@ -1,0 +1,137 @@
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from raml_ray.settings import SftConfig, TrainConfig
+from raml_ray.text.batches import Example
+from raml_ray.workers import checkpoints, sft_loop, sharding
+from tests.workers import ranks, tiny
+
+SETTINGS = SftConfig(batch_size=4, num_epochs=2, learning_rate=0.01, warmup_steps=2)
+
+
+def losses(max_tokens: int, num_examples: int = 10) -> list[float]:
+    limits = TrainConfig(max_tokens_per_micro_batch=max_tokens)
+    found: list[float] = []
+
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        assert step == len(found) + 1
+        found.append(metrics["sft/loss"])
+
+    learner = sharding.wrap(tiny.model(), limits)
+    examples = tiny.examples(num_examples)
+    sft_loop.train(learner, examples, SETTINGS, limits, seed=3, start_step=0, report=report, save=lambda step: None)
+    return found
+
+
+def test_one_and_two_ranks_and_any_micro_batches_lose_alike() -> None:
+    with ranks.alone():
+        alone, split = losses(10_000), losses(20)
+    assert len(alone) == 6  # 10 examples by 4 are 3 steps, twice
+    assert split == pytest.approx(alone, abs=1e-5)
+    for together in ranks.run(losses, 2, 30):
+        assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_first_loss_is_the_token_mean_of_the_untrained_policy() -> None:
+    examples, model = tiny.examples(3), tiny.model()
+    total, count = 0.0, 0
+    for example in examples:
+        ids = [*example.prompt_token_ids, *example.response_token_ids]
+        logprob_TV = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        for place in range(len(example.prompt_token_ids), len(ids)):
+            total -= float(logprob_TV[place - 1, ids[place]])
+            count += 1
+    with ranks.alone():
+        assert losses(10_000, num_examples=3)[0] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_training_lowers_the_loss_of_what_it_sees() -> None:
+    with ranks.alone():
+        found = losses(10_000, num_examples=4)
+    assert found[-1] < found[0]
+
+
+def test_every_epoch_takes_every_example_once_in_an_order_of_its_own() -> None:
+    plan = sft_loop.plan(10, SETTINGS, seed=1)
+    assert (plan.steps_per_epoch, plan.num_steps) == (3, 6)
+    epochs = [[plan.indices(step) for step in range(start, start + 3)] for start in (0, 3)]
+    for steps in epochs:
+        assert [len(indices) for indices in steps] == [4, 4, 2]
+        assert sorted(sum(steps, [])) == list(range(10))
+    assert epochs[0] != epochs[1]
+    assert [plan.indices(step) for step in range(6)] == sum(epochs, [])
+    assert sft_loop.plan(10, SETTINGS, seed=2).indices(0) != plan.indices(0)
+
+
+def test_the_number_of_steps_follows_epochs_and_stops_at_max_steps() -> None:
+    assert sft_loop.plan(10, SETTINGS.model_copy(update={"num_epochs": 0.4}), 0).num_steps == 1
+    assert sft_loop.plan(10, SETTINGS.model_copy(update={"num_epochs": 1.5}), 0).num_steps == 4  # 4.5 rounds to even
+    assert sft_loop.plan(10, SETTINGS.model_copy(update={"max_steps": 2}), 0).num_steps == 2
+    with pytest.raises(ValueError, match="no examples"):
+        sft_loop.plan(0, SETTINGS, 0)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_its_schedule_says() -> None:
+    settings = SftConfig(learning_rate=1.0, warmup_steps=2, schedule="linear")
+    # Six steps: 1/2, 1 in the warm-up, then 4/4, 3/4, 2/4, 1/4.
+    assert [sft_loop.learning_rate(s, 6, settings) for s in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    constant = settings.model_copy(update={"schedule": "constant"})
+    assert [sft_loop.learning_rate(s, 6, constant) for s in range(6)] == [0.5, 1, 1, 1, 1, 1]
+    cosine = settings.model_copy(update={"schedule": "cosine"})
+    expected = [0.5, 1.0, *((1 + math.cos(math.pi * k / 4)) / 2 for k in range(4))]
+    assert [sft_loop.learning_rate(s, 6, cosine) for s in range(6)] == pytest.approx(expected)
+
+
+def test_shares_are_disjoint_complete_and_even_in_tokens() -> None:
+    examples = [Example([1], list(range(length))) for length in (1, 9, 3, 7, 5, 2, 8)]
+    first, second = sft_loop.share(examples, 0, 2), sft_loop.share(examples, 1, 2)
+    assert sorted(map(id, first + second)) == sorted(map(id, examples))
+    assert [len(e) for e in first] == [10, 8, 4, 2]
+    assert [len(e) for e in second] == [9, 6, 3]
+
+
+def test_a_run_cut_off_and_gone_on_has_the_losses_of_one_that_was_not(tmp_path: object) -> None:
+    for straight, resumed in ranks.run(cut_off, 2, str(tmp_path)):
+        assert resumed == straight  # bit for bit
+
+
+def cut_off(folder: str) -> tuple[list[float], list[float]]:
+    limits = TrainConfig(max_tokens_per_micro_batch=30, checkpoint_every=2)
+    straight: list[float] = []
+    resumed: list[float] = []
+    examples = tiny.examples(10)
+    for found, until in ((straight, 6), (resumed, 3), (resumed, 6)):
+        learner = sharding.wrap(tiny.model(seed=0), limits)
+        restored = checkpoints.load(folder, learner.state()) if found is resumed and until == 6 else None
+        start = restored.step if restored else 0
+        del found[start:]
+
+        def report(step: int, metrics: Mapping[str, float], found: list[float] = found, until: int = until) -> None:
+            found.append(metrics["sft/loss"])
+            if step == until < 6:
+                raise KeyboardInterrupt
+
+        def save(step: int, learner: sharding.Sharded = learner, keep: bool = found is resumed) -> None:
+            if keep:
+                checkpoints.save(folder, step, learner.state(), {}, keep=2)
+
+        try:
+            sft_loop.train(learner, examples, SETTINGS, limits, seed=3, start_step=start, report=report, save=save)
+        except KeyboardInterrupt:
+            continue
+    return straight, resumed
+
+
+def test_updates_that_stay_without_a_finite_gradient_end_the_run() -> None:
+    model = tiny.model()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    limits = TrainConfig()
+    with ranks.alone(), pytest.raises(ValueError, match="3 updates in a row up to step 3"):
+        learner = sharding.wrap(model, limits)
+        sft_loop.train(
+            learner, tiny.examples(20), SETTINGS, limits, seed=0, start_step=0, report=lambda s, m: None, save=lambda s: None
+        )
