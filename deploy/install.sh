@@ -29,7 +29,8 @@ printf 'raml_ray: installing the %s stack into %s\n' "$stack" "$venv" >&2
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
 uv=$venv/bin/uv
 export VIRTUAL_ENV=$PWD/$venv UV_LINK_MODE=${UV_LINK_MODE:-copy}
-install=("$uv" pip install --quiet --no-deps --require-hashes -r "$lock")
+# Compiled once here, or every process of every run compiles what it imports (where bytecode may not be written).
+install=("$uv" pip install --quiet --compile-bytecode --no-deps --require-hashes -r "$lock")
 if [ "$stack" = gpu ]; then
   # flash-attn builds against the torch that is installed: everything else first.
   grep -v '^ *#' "$lock" | awk '/^flash-attn==/{skip=1;next} skip&&/^ /{next} {skip=0;print}' >"$venv/first.txt"

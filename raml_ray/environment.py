@@ -10,7 +10,9 @@ def prepare() -> None:
     # Unset, the two sides of a connection can disagree about tokens: the mode is always named.
     mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
     joins = "RAY_ADDRESS" in os.environ
-    has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or Path("~/.ray/auth_token").expanduser().exists()
+    has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or Path(
+        "~/.ray/auth_token"
+    ).expanduser().exists()
     if mode == "token" and not has_token and not joins:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")

@@ -15,7 +15,12 @@ def miniature() -> Config:
             steps=(
                 Step(name="base", stage="base"),
                 Step(name="generate", stage="generate", policy="base"),
-                Step(name="teacher", stage="generate", policy="base", overrides={"generate.source": "oracle", "generate.num_samples": 32}),
+                Step(
+                    name="teacher",
+                    stage="generate",
+                    policy="base",
+                    overrides={"generate.source": "oracle", "generate.num_samples": 32},
+                ),
                 Step(name="verify", stage="verify", data=("teacher", "generate")),
                 Step(name="sft", stage="sft", policy="base", data=("verify",)),
                 Step(name="grpo_zero", stage="grpo", policy="base"),
@@ -73,7 +78,12 @@ def gsm8k() -> Config:
                 Step(name="human", stage="generate", overrides={"generate.source": "import"}),
                 Step(name="verify", stage="verify", data=("human",)),
                 Step(name="sft", stage="sft", policy="base", data=("verify",)),
-                Step(name="generate", stage="generate", policy="sft", overrides={"data.path": f"{GSM8K}/test.jsonl", "data.limit": 8}),
+                Step(
+                    name="generate",
+                    stage="generate",
+                    policy="sft",
+                    overrides={"data.path": f"{GSM8K}/test.jsonl", "data.limit": 8},
+                ),
                 Step(name="verify_generated", stage="verify", data=("generate",)),
                 Step(name="evaluate", stage="evaluate", policy="sft"),
                 Step(name="analyze", stage="analyze", policy="sft", data=("verify", "verify_generated")),
@@ -147,7 +157,9 @@ def by_name(name: str) -> Config:
         if not path.is_file():
             raise ConfigError(f"{name}: no such file")
         return load(path.read_text(), name)
-    raise ConfigError(f"no preset {name!r}{hint(name, list(PRESETS))}; there are {', '.join(PRESETS)}, or give the path of a config.json")
+    raise ConfigError(
+        f"no preset {name!r}{hint(name, list(PRESETS))}; there are {', '.join(PRESETS)}, or give the path of a config.json"
+    )
 
 
 def from_words(words: list[str]) -> Config:

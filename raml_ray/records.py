@@ -146,7 +146,9 @@ ANSWER_CURVE = pa.schema(
 )
 LABEL = pa.schema([("trajectory_id", pa.string()), ("label", pa.bool_())])
 """Published verdicts of imported trajectories."""
-REJECTED = pa.schema([("row_key", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("payload", pa.string())])
+REJECTED = pa.schema(
+    [("row_key", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("payload", pa.string())]
+)
 
 
 def digest(*parts: object) -> str:

@@ -38,7 +38,7 @@ class BaseConfig(Settings):
     on the text of data.path, to take any data through every stage in minutes (its accuracy is chance)."""
     vocab_size: int = Field(512, ge=260)
     """Entries of the byte-level tokenizer of a `random` policy."""
-    num_steps: int = Field(900, ge=1)
+    num_steps: int = Field(400, ge=1)
     batch_size: int = Field(64, ge=1)
     """Documents of one optimizer step."""
     muon_learning_rate: float = Field(1e-2, gt=0)
@@ -123,7 +123,7 @@ class EngineConfig(Settings):
     """Tokens of prompt and response together."""
     max_num_seqs: int = Field(256, ge=1)
     """Sequences that one engine decodes at once."""
-    kv_cache_gib: float = Field(1.0, gt=0)
+    kv_cache_gib: float = Field(0.25, gt=0)
     """Key-value cache of an engine on CPU, GiB."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     enforce_eager: bool = True

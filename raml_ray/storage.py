@@ -41,7 +41,11 @@ class Folder:
 
     def _fs(self) -> fsspec.AbstractFileSystem:
         # Listings are asked for while other processes write: never answer them from a cache.
-        return fsspec.core.url_to_fs(self.path, use_listings_cache=False)[0] if is_url(self.path) else fsspec.filesystem("file")
+        return (
+            fsspec.core.url_to_fs(self.path, use_listings_cache=False)[0]
+            if is_url(self.path)
+            else fsspec.filesystem("file")
+        )
 
     def __truediv__(self, name: str) -> "Folder":
         return Folder(posixpath.join(self.path, name))

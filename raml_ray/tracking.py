@@ -6,7 +6,6 @@ down costs one warning: nothing here waits for the network but `close`, and that
 
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Literal
 
+import fsspec
+
 from raml_ray.config import Config, dump, fingerprint, flatten
 from raml_ray.metrics_file import MetricsTail
 from raml_ray.provenance import git_revision, identity_of, mlflow_name, version_tags, without_secrets
@@ -22,6 +23,7 @@ from raml_ray.storage import Folder, absolute, is_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +82,7 @@ class TrackedStep:
     """A started step; say how it ended."""
 
     def __init__(self, tracker: "Tracker", name: str) -> None:
-        self._tracker = tracker
-        self._name = name
+        self._tracker, self._name = tracker, name
 
     def finish(self, status: Status, figures: Mapping[str, float], artifacts: Sequence[str]) -> None:
         """End the step's run with its figures (by dotted name) and copies of the files (or folders) given."""
@@ -98,19 +99,14 @@ class Tracker:
 
     def __init__(self, config: Config, run_folder: Folder) -> None:
         self.status: Status = "FINISHED"  # of the whole run, until a step says otherwise
-        self._folder = run_folder
-        self._seed = str(config.seed)
+        self._folder, self._seed = run_folder, str(config.seed)
         self._sender: _Sender | None = None
         uri = tracking_uri(config)
         if uri is None:
             return
         self._sender = _Sender(uri, config.tracking.experiment, absolute(config.root))
-        tags = {
-            "raml.run": f"{config.name}@{fingerprint(config)}",
-            "raml.fingerprint": fingerprint(config),
-            "raml.seed": self._seed,
-            "raml.config": without_secrets(dump(config)),
-        }
+        tags = {"raml.run": f"{config.name}@{fingerprint(config)}", "raml.seed": self._seed}
+        tags["raml.config"] = without_secrets(dump(config))
         self._put(_Start("", run_folder, flatten(config), tags | version_tags()))
         self._sender.start()
 
@@ -128,6 +124,7 @@ class Tracker:
         self._sender.closing.set()
         self._sender.join(timeout)
         if self._sender.is_alive():
+            self._sender.abandoned.set()
             logger.warning("MLflow did not take everything within %.0f s; metrics.jsonl holds all", timeout)
         self._sender = None
 
@@ -155,9 +152,8 @@ class _Sender(threading.Thread):
 
     def __init__(self, uri: str, experiment: str, root: str) -> None:
         super().__init__(name="mlflow", daemon=True)
-        self.closing = threading.Event()
-        self._uri = uri
-        self._experiment = experiment
+        self.closing, self.abandoned = threading.Event(), threading.Event()
+        self._uri, self._experiment = uri, experiment
         # Of a database without a server; MLflow's own default is the present directory.
         local = f"{root}/mlflow-artifacts" if is_url(root) else Path(root, "mlflow-artifacts").as_uri()
         self._artifact_root = local if uri.startswith("sqlite:") else None
@@ -194,9 +190,15 @@ class _Sender(threading.Thread):
                     command = None
                     continue
                 self._warn(f"{type(error).__name__}: {error}")
-                if self.closing.is_set():
+                if self._gives_up():
                     return
-                self.closing.wait(RETRY_S)
+
+    def _gives_up(self) -> bool:
+        """Wait for the next attempt; once closing, only a server that has answered before gets one."""
+        if not self.closing.is_set():
+            self.closing.wait(RETRY_S)
+            return False
+        return self._client is None or self.abandoned.wait(1.0)
 
     def _warn(self, cause: str) -> None:
         if not self._warned:
@@ -258,11 +260,9 @@ class _Sender(threading.Thread):
             for name in row.keys() - {"step", "time"}:
                 if step not in self._held(client, live, mlflow_name(name)):
                     batch.append(Metric(mlflow_name(name), row[name], milliseconds, step))
-        for start in range(0, len(batch), METRICS_PER_BATCH):
-            part = batch[start : start + METRICS_PER_BATCH]
-            client.log_batch(live.run_id, metrics=part)
-            for metric in part:
-                live.sent[metric.key].add(metric.step)
+        _log(client, live.run_id, batch)
+        for metric in batch:
+            live.sent[metric.key].add(metric.step)
         live.tail.advance()
 
     def _held(self, client: "MlflowClient", live: _Live, name: str) -> set[int]:
@@ -280,21 +280,21 @@ class _Sender(threading.Thread):
             return
         self._send_metrics(client, live)
         figures = [Metric(mlflow_name(name), value, command.milliseconds, 0) for name, value in command.figures.items()]
-        for start in range(0, len(figures), METRICS_PER_BATCH):
-            client.log_batch(live.run_id, metrics=figures[start : start + METRICS_PER_BATCH])
+        _log(client, live.run_id, figures)
         for path in command.artifacts:
             _send_artifact(client, live.run_id, path)
         client.set_terminated(live.run_id, command.status)
         del self._live[command.step]
 
 
+def _log(client: "MlflowClient", run_id: str, metrics: "Sequence[Metric]") -> None:
+    for start in range(0, len(metrics), METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
+
+
 def _send_artifact(client: "MlflowClient", run_id: str, path: str) -> None:
-    if is_url(path):
-        folder, name = path.rsplit("/", 1)
-        with tempfile.TemporaryDirectory() as local:
-            Path(local, name).write_bytes(Folder(folder).read_bytes(name))
-            client.log_artifact(run_id, str(Path(local, name)))
-    elif os.path.exists(path):
-        client.log_artifact(run_id, path)
+    local = fsspec.open_local(f"simplecache::{path}", simplecache={"same_names": True}) if is_url(path) else path
+    if os.path.exists(local):
+        client.log_artifact(run_id, local)
     else:
         logger.warning("MLflow: no artifact %s", path)

@@ -25,9 +25,24 @@ LAYERS = {
     "cluster": {"config"},
     "provenance": {"config", "storage"},
     "tracking": {"config", "storage", "metrics_file", "provenance"},
-    "stages": {"stages", "cluster", "tracking", "workers", "formulas", "text", "miniature", "config", "settings", "records", "storage", "metrics_file", "provenance"},
+    "stages": {
+        "stages",
+        "cluster",
+        "tracking",
+        "workers",
+        "formulas",
+        "text",
+        "miniature",
+        "config",
+        "settings",
+        "records",
+        "storage",
+        "metrics_file",
+        "provenance",
+    },
     "doctor": {"cluster", "config", "storage", "tracking", "provenance"},
-    "__main__": {"presets", "environment", "config", "settings", "stages", "tracking", "doctor"},
+    "__main__": {"presets", "environment", "config", "settings", "stages", "tracking", "doctor", "ui"},
+    "ui": {"config", "storage", "tracking"},
     "__init__": set(),
 }
 """A module, or all modules of a package -> what of ours it may import."""
@@ -68,7 +83,12 @@ def test_layers_import_only_what_lies_below_them() -> None:
         layer = name.split("/")[0].removesuffix(".py")
         for module in imported(tree):
             parts = module.split(".")
-            if parts[0] == "raml_ray" and len(parts) > 1 and parts[1] != "__version__" and parts[1] not in LAYERS[layer]:
+            if (
+                parts[0] == "raml_ray"
+                and len(parts) > 1
+                and parts[1] != "__version__"
+                and parts[1] not in LAYERS[layer]
+            ):
                 wrong.append(f"{name} imports {module}")
     assert wrong == []
 
@@ -109,7 +129,9 @@ def test_files_and_functions_keep_to_their_budget() -> None:
 
 
 def test_no_file_is_named_after_nothing() -> None:
-    assert [name for name, _, _ in modules() if Path(name).stem in {"utils", "common", "misc", "helpers", "base_utils"}] == []
+    assert [
+        name for name, _, _ in modules() if Path(name).stem in {"utils", "common", "misc", "helpers", "base_utils"}
+    ] == []
 
 
 def test_jobs_hold_no_logic() -> None:

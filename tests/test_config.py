@@ -44,7 +44,10 @@ def test_a_value_that_looks_like_json_is_read_as_json_and_another_as_text() -> N
         ({"base.num_heads": 5}, "base.hidden_size=96 is no multiple of base.num_heads=5"),
         ({"name": "../elsewhere"}, "name='../elsewhere'"),
         ({"train.dtype": "float64"}, "train.dtype='float64'"),
-        ({"steps": [{"name": "sft", "stage": "sft", "policy": "base"}]}, "'sft' builds on 'base', which is no earlier step"),
+        (
+            {"steps": [{"name": "sft", "stage": "sft", "policy": "base"}]},
+            "'sft' builds on 'base', which is no earlier step",
+        ),
         ({"steps": [{"name": "a", "stage": "base"}, {"name": "a", "stage": "base"}]}, "two are named 'a'"),
     ],
 )

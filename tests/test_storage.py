@@ -65,7 +65,10 @@ def test_a_remote_folder_is_brought_to_this_machine(monkeypatch: pytest.MonkeyPa
 
 def test_ids_and_seeds_depend_on_every_part() -> None:
     one = records.trajectory_id("q", "p", "s", 0)
-    others = [records.trajectory_id(*parts) for parts in (("r", "p", "s", 0), ("q", "o", "s", 0), ("q", "p", "t", 0), ("q", "p", "s", 1))]
+    others = [
+        records.trajectory_id(*parts)
+        for parts in (("r", "p", "s", 0), ("q", "o", "s", 0), ("q", "p", "t", 0), ("q", "p", "s", 1))
+    ]
     assert len({one, *others}) == 5
     assert one == records.trajectory_id("q", "p", "s", 0)
     assert records.seed_of(0, one) != records.seed_of(1, one)

@@ -179,6 +179,7 @@ def test_a_server_that_is_down_or_silent_costs_one_warning_and_no_metric(
     assert all("metrics.jsonl holds all" in message and "hunter2" not in message for message in said)
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_gets_what_it_missed(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,7 +194,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(
     step = tracker.start_step("sft", "sft", {}, {})
     with MetricsFile(folder / "sft") as metrics:
         metrics.append(0, {"sft/loss": 2.0})
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not caplog.records and time.monotonic() < deadline:
         time.sleep(0.05)
     assert "metrics.jsonl holds all" in caplog.text
@@ -235,3 +236,11 @@ def test_a_remote_folder_holds_every_line_after_close() -> None:
     resumed.truncate_after(2)
     resumed.append(3, {"a": 2.0})
     assert [(row["step"], row["a"]) for row in read_metrics(folder)] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_an_artifact_in_a_remote_folder_is_sent_under_its_name(stored: Config) -> None:
+    Folder("memory://tracking-artifact").write_text("page.html", "<p>")
+    track_sft(stored, range(1), artifacts=("memory://tracking-artifact/page.html", "/nowhere/else.html"))
+    client, runs = runs_of(stored)
+    assert [file.path for file in client.list_artifacts(runs["sft"].info.run_id)] == ["page.html"]
+    assert runs["sft"].info.status == "FINISHED"

@@ -23,6 +23,7 @@ from raml_ray.storage import Folder
 from raml_ray.text import leak, prompts, suffix
 from raml_ray.workers import policy as policies
 from raml_ray.workers import probe
+from raml_ray.workers.sharding import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,14 @@ CHOSEN = pa.schema([*records.TRAJECTORY, *list(records.VERDICT)[1:], ("problem",
 
 def run(context: Context) -> Outcome:
     settings = context.config.analyze
-    cluster.check_fits({f"analyze.num_workers={settings.num_workers}": (settings.num_workers, 0), "Ray Data's own tasks": (1, 0)})
+    cluster.check_fits(
+        {f"analyze.num_workers={settings.num_workers}": (settings.num_workers, 0), "Ray Data's own tasks": (1, 0)}
+    )
     chosen = _chosen(context)
     if not chosen:
-        raise ConfigError(f"step {context.step.name!r}: its data ({', '.join(context.step.data)}) holds no judged trajectory")
+        raise ConfigError(
+            f"step {context.step.name!r}: its data ({', '.join(context.step.data)}) holds no judged trajectory"
+        )
     shards = [chosen[start : start + ROWS_PER_SHARD] for start in range(0, len(chosen), ROWS_PER_SHARD)]
     done = set((context.folder / "curves").names("shard-", ".parquet"))
     missing = [{"shard": index} for index in range(len(shards)) if _name(index) not in done]
@@ -62,7 +67,9 @@ def run(context: Context) -> Outcome:
             logger.info("%s: %d trajectories, %.1f s", context.step.name, row["rows"], row["seconds"])
     curves = (context.folder / "curves").read_tables("shard-", records.ANSWER_CURVE).to_pylist()
     rejected = (context.folder / "rejected").read_tables("shard-", records.REJECTED).num_rows
-    figures = {"groups": {name: _figures([c for c in curves if c["group"] == name], context) for name in ("correct", "wrong")}}
+    figures = {
+        "groups": {name: _figures([c for c in curves if c["group"] == name], context) for name in ("correct", "wrong")}
+    }
     return Outcome(Counts(len(chosen), len(curves), rejected), figures)
 
 
@@ -101,7 +108,7 @@ class ShardProbe:
         self._prompt = PromptConfig.model_validate(job["prompt"])
         self._tokenizer = policies.load_tokenizer(job["policy_path"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = policies.load_model(job["policy_path"], dtype=self._settings.dtype).eval().to(device)
+        self._model = policies.load_model(job["policy_path"], dtype=DTYPES[self._settings.dtype]).eval().to(device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         reports = [self._probe(int(shard)) for shard in batch["shard"]]
@@ -169,7 +176,11 @@ def _figures(curves: list[dict[str, Any]], context: Context) -> dict[str, Any]:
         "start": [float(values[0]) for values in raw],
         "end": [float(values[-1]) for values in raw],
         "drop": [float(values[0] - values[-1]) for values in raw],
-        "share_at_leak": [s.share_near for s, c in zip(splits, curves, strict=True) if s.share_near is not None and c["leak_position"] is not None],
+        "share_at_leak": [
+            s.share_near
+            for s, c in zip(splits, curves, strict=True)
+            if s.share_near is not None and c["leak_position"] is not None
+        ],
         "tau_before_leak": [s.kendall_tau for s in splits if s.kendall_tau is not None],
         "slope_before_leak": [s.slope for s in splits if s.slope is not None],
     }

@@ -53,8 +53,15 @@ def _random(context: Context) -> Outcome:
     data = context.config.data
     rows = [row.value for row in sources.rows(data) if row.value is not None]
     columns = {"problem": "problem", "answer": "answer", **data.columns, **data.texts}
-    texts = [str(value) for row in rows for column in sorted(set(columns.values())) if (value := _value(row, column)) is not None]
-    figures = ray.get(ray.remote(_fresh).remote(texts, context.config.base, context.config.seed, context.folder.file("policy")))
+    texts = [
+        str(value)
+        for row in rows
+        for column in sorted(set(columns.values()))
+        if (value := _value(row, column)) is not None
+    ]
+    figures = ray.get(
+        ray.remote(_fresh).remote(texts, context.config.base, context.config.seed, context.folder.file("policy"))
+    )
     return Outcome(Counts(len(rows), len(rows)), figures)
 
 

@@ -108,5 +108,9 @@ def narrowed(config: Config, stage: Stage) -> Config:
 
 def manifest(context: Context, inputs: Mapping[str, str]) -> dict[str, Any]:
     """What decides a step's result: its stage, its settings, and the fingerprints of the steps it builds on."""
-    settings = {name: value for name, value in json.loads(context.config.model_dump_json()).items() if name in READS[context.step.stage]}
+    settings = {
+        name: value
+        for name, value in json.loads(context.config.model_dump_json()).items()
+        if name in READS[context.step.stage]
+    }
     return {"stage": context.step.stage, "settings": settings, "inputs": dict(inputs)}

@@ -14,7 +14,7 @@ from raml_ray.formulas import metrics
 from raml_ray.records import Question, Rejected, Verdict
 from raml_ray.settings import EvaluateConfig
 from raml_ray.stages import judging, rollouts, sources
-from raml_ray.stages.context import Context, Counts, Outcome
+from raml_ray.stages.context import Context, Outcome
 from raml_ray.workers.engine import Sampling
 
 SHARD_QUESTIONS = 64
@@ -51,7 +51,9 @@ def _questions(context: Context) -> tuple[list[Question], list[Rejected]]:
     """The questions of all sets; a set's name becomes the question's source and the beginning of its id."""
     settings, data = context.config.evaluate, context.config.data
     if not settings.sets:
-        raise ConfigError('evaluate.sets is empty: name question sets, for example evaluate.sets.test=path/to/test.jsonl')
+        raise ConfigError(
+            "evaluate.sets is empty: name question sets, for example evaluate.sets.test=path/to/test.jsonl"
+        )
     found: list[Question] = []
     rejected: list[Rejected] = []
     for name, path in settings.sets.items():
@@ -117,11 +119,13 @@ def _figures(
     }
     for metric in METRICS:
         interval = metrics.bootstrap_interval(
-            [row[metric] for row in mine], num_resamples=settings.num_bootstrap, seed=records.seed_of(seed, name, metric)
+            [row[metric] for row in mine],
+            num_resamples=settings.num_bootstrap,
+            seed=records.seed_of(seed, name, metric),
         )
         figures[metric] = interval._asdict()
     return figures
 
 
 def _fraction(rows: list[dict[str, Any]], column: str, value: str) -> float:
-    return sum(row[column] == value for row in rows) / max(len(rows), 1)
+    return sum(1 for row in rows if row[column] == value) / max(len(rows), 1)

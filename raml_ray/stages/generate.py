@@ -112,5 +112,10 @@ def _written(
     for shard, start in enumerate(range(0, len(rows), size)):
         table = records.table(rows[start : start + size], records.TRAJECTORY)
         (folder / rollouts.TRAJECTORIES).write_table(rollouts.shard_name(shard), table)
-    figures = {"questions": len(questions), "questions_rejected": num_rejected, "trajectories": len(rows), "labels": len(labels)}
+    figures = {
+        "questions": len(questions),
+        "questions_rejected": num_rejected,
+        "trajectories": len(rows),
+        "labels": len(labels),
+    }
     return Outcome(Counts(len(rows) + len(rejected), len(rows), len(rejected)), figures)

@@ -63,9 +63,7 @@ def run(context: Context) -> Outcome:
     try:
         pool = ray.remote(RolloutPool).options(num_cpus=0).remote(config, policy_path, questions, group)
         # Not waited for: learners start while the engines do.
-        figures = learners.run(
-            _worker, {"pool": pool}, config=config, folder=context.folder, policy_path=policy_path
-        )
+        figures = learners.run(_worker, {"pool": pool}, config=config, folder=context.folder, policy_path=policy_path)
         ray.kill(pool)
     finally:
         remove_placement_group(group)
@@ -194,10 +192,17 @@ class PoolLink:
             self._sent = ray.put(flat)
             timeout = self._config.engine.request_timeout_s * 2
             engine_s = ray.get(
-                self._pool.publish.remote(version, [self._sent], layout, weights.checksum(flat, layout)), timeout=timeout
+                self._pool.publish.remote(version, [self._sent], layout, weights.checksum(flat, layout)),
+                timeout=timeout,
             )
-        metrics: dict[str, float] = {"time/gather_s": gathered - began, "time/engine_load_s": engine_s, "grpo/sync_mib": num_bytes / 2**20}
-        checked = self._num_published % self._config.grpo.sync_check_every == 0
+        metrics: dict[str, float] = {
+            "time/gather_s": gathered - began,
+            "time/engine_load_s": engine_s,
+            "grpo/sync_mib": num_bytes / 2**20,
+        }
+        every = self._config.grpo.sync_check_every
+        # A scripted engine has no weights that could disagree.
+        checked = self._num_published % every == 0 and self._config.engine.kind == "vllm"
         self._num_published += 1
         if checked:
             metrics |= self._verified(version, state)
@@ -208,7 +213,9 @@ class PoolLink:
         mine = self._logprobs(probes)
         box: list[Any] = [None]
         if self._learner.rank == 0:
-            answers = ray.get(self._pool.token_logprobs.remote(probes), timeout=self._config.engine.request_timeout_s * 2)
+            answers = ray.get(
+                self._pool.token_logprobs.remote(probes), timeout=self._config.engine.request_timeout_s * 2
+            )
             apart = [weights.compare(theirs, mine).max_abs for theirs in answers]
             worst = int(np.argmax(apart))
             # Written so that a NaN fails.
@@ -221,7 +228,9 @@ class PoolLink:
         return {"grpo/sync_max_error": largest}
 
     def _pool_probes(self) -> list[list[int]]:
-        probes: list[list[int]] = ray.get(self._pool.probes.remote(NUM_PROBES), timeout=self._config.engine.request_timeout_s)
+        probes: list[list[int]] = ray.get(
+            self._pool.probes.remote(NUM_PROBES), timeout=self._config.engine.request_timeout_s
+        )
         return probes
 
     def _logprobs(self, probes: Sequence[list[int]]) -> list[np.ndarray]:
@@ -239,12 +248,16 @@ class PoolLink:
 
     def _why(self, version: int, engine: int, apart: float, probe: list[int], state: Mapping[str, torch.Tensor]) -> str:
         """What to say of a mismatch: the first module, in forward order, whose output is not the learner's."""
+        told = (
+            f"after the sync of version {version} engine {engine} and learner are {apart:.2g} nats apart on a probe"
+            f" (grpo.sync_tolerance={self._config.grpo.sync_tolerance:g})"
+        )
+        if not self._config.engine.enforce_eager:
+            return f"{told}; engine.enforce_eager=true would name the first module whose output differs"
         reference = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self._policy_path), dtype=torch.float32)
         reference.load_state_dict(dict(state), strict=False)
         theirs = ray.get(self._pool.module_outputs.remote(probe, engine), timeout=self._config.engine.request_timeout_s)
-        module = weights.first_difference(theirs, weights.learner_outputs(reference.eval(), probe), self._config.grpo.sync_tolerance)
-        return (
-            f"after the sync of version {version} engine {engine} and learner are {apart:.2g} nats apart on a probe"
-            f" (grpo.sync_tolerance={self._config.grpo.sync_tolerance:g}); the first module whose output differs is"
-            f" {module or 'none of the traced ones'}"
+        module = weights.first_difference(
+            theirs, weights.learner_outputs(reference.eval(), probe), self._config.grpo.sync_tolerance
         )
+        return f"{told}; the first module whose output differs is {module or 'none of those that are traced'}"

@@ -89,7 +89,9 @@ def pool(settings: VerifyConfig) -> JudgePool:
 def _counted(folder: Folder, settings: VerifyConfig) -> tuple[int, dict[str, Any]]:
     table = (folder / VERDICTS).read_tables("shard-", records.VERDICT)
     verdicts = Counter(table["verdict"].to_pylist())
-    reasons = Counter(f"{v}:{r}" for v, r in zip(table["verdict"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    reasons = Counter(
+        f"{v}:{r}" for v, r in zip(table["verdict"].to_pylist(), table["reason"].to_pylist(), strict=True)
+    )
     failed = sum(count for name, count in verdicts.items() if not Verdict(name).is_judgement)
     if failed > settings.max_failed_fraction * max(table.num_rows, 1):
         raise RuntimeError(

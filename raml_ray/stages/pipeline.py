@@ -45,7 +45,9 @@ def _chosen(config: Config, only: str | None, stage: Stage | None) -> list[Step]
         return [config.step(only)]
     steps = [step for step in config.steps if stage is None or step.stage == stage]
     if not steps:
-        raise ConfigError(f"run {config.name!r} has no step of stage {stage!r}; it has {', '.join(s.name for s in config.steps)}")
+        raise ConfigError(
+            f"run {config.name!r} has no step of stage {stage!r}; it has {', '.join(s.name for s in config.steps)}"
+        )
     return steps
 
 
@@ -70,7 +72,11 @@ def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> N
     context = context_of(config, step, folder)
     inputs = {name: storage.summary(folder / name)["fingerprint"] for name in (step.policy, *step.data) if name}
     if step.stage == "report":  # it shows every step there is
-        inputs |= {s.name: storage.summary(folder / s.name)["fingerprint"] for s in _finished(config, folder) if s.stage != "report"}
+        inputs |= {
+            s.name: storage.summary(folder / s.name)["fingerprint"]
+            for s in _finished(config, folder)
+            if s.stage != "report"
+        }
     wanted = manifest(context, inputs)
     _check_unchanged(context, wanted)
     if context.folder.exists(SUMMARY):
@@ -129,7 +135,7 @@ def _stage(stage: Stage) -> Callable[[Context], Outcome]:
 
 
 def _describe(step: Step) -> str:
-    parts = [step.stage]
+    parts: list[str] = [step.stage]
     if step.policy:
         parts.append(f"policy {step.policy}")
     if step.data:
@@ -192,7 +198,11 @@ def _floats(value: Any, name: str = "") -> dict[str, float]:
     if isinstance(value, int | float):
         return {name: float(value)}
     if isinstance(value, Mapping):
-        return {k: v for key, entry in value.items() for k, v in _floats(entry, f"{name}.{key}" if name else str(key)).items()}
+        return {
+            k: v
+            for key, entry in value.items()
+            for k, v in _floats(entry, f"{name}.{key}" if name else str(key)).items()
+        }
     return {}
 
 

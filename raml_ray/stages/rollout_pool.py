@@ -163,7 +163,9 @@ class RolloutPool:
 
     def probes(self, num: int) -> list[list[int]]:
         """Sequences that a sync can be checked on before anything has been sampled: the first questions' prompts."""
-        return [prompts.prompt_token_ids(self._tokenizer, q.problem, self._config.prompt) for q in self._questions[:num]]
+        return [
+            prompts.prompt_token_ids(self._tokenizer, q.problem, self._config.prompt) for q in self._questions[:num]
+        ]
 
     def token_logprobs(self, sequences: list[list[int]]) -> list[list[np.ndarray]]:
         """Of every engine the log-probabilities of the sequences' tokens."""
@@ -224,7 +226,9 @@ class RolloutPool:
             for answer in answers
         ]
         golds = [question.answer for question in questions for _ in range(size)]
-        judgements = self._judges.judge(list(zip(golds, texts, strict=True)), pattern=self._config.verify.answer_pattern)
+        judgements = self._judges.judge(
+            list(zip(golds, texts, strict=True)), pattern=self._config.verify.answer_pattern
+        )
         rows = []
         for place, (answer, judgement) in enumerate(zip(answers, judgements, strict=True)):
             question = questions[place // size]

@@ -50,7 +50,9 @@ def stop_token_ids(policy_path: str, tokenizer: PreTrainedTokenizerBase) -> tupl
         named = json.loads(file.read_text()).get("eos_token_id")
         found |= set(named if isinstance(named, list) else [named]) - {None}
     if not found:
-        raise ConfigError(f"policy {policy_path} names no end-of-sequence token: set eos_token in its tokenizer_config.json")
+        raise ConfigError(
+            f"policy {policy_path} names no end-of-sequence token: set eos_token in its tokenizer_config.json"
+        )
     return tuple(sorted(found))
 
 
@@ -78,9 +80,13 @@ def sample(
         logger.info("%s: %d of %d shards are there", context.step.name, num_shards - len(missing), num_shards)
     if missing:
         cluster.check_fits(
-            {f"{num_engines} engines of engine.cpus_per_engine={config.engine.cpus_per_engine}": (
-                num_engines * config.engine.cpus_per_engine, num_engines * config.engine.gpus_per_engine
-            ), "Ray Data's own tasks": (1, 0)}
+            {
+                f"{num_engines} engines of engine.cpus_per_engine={config.engine.cpus_per_engine}": (
+                    num_engines * config.engine.cpus_per_engine,
+                    num_engines * config.engine.gpus_per_engine,
+                ),
+                "Ray Data's own tasks": (1, 0),
+            }
         )
         _sample_shards(context, missing, sampling, num_samples, num_engines, shard_questions)
     return _counted(folder, len(questions) * num_samples)
@@ -111,12 +117,15 @@ def _sample_shards(
         num_gpus=config.engine.gpus_per_engine,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_engines, len(missing))),
     )
-    finished, began = 0, time.monotonic()
-    for row in made.iter_rows():
-        finished += 1
+    began = time.monotonic()
+    for finished, row in enumerate(made.iter_rows(), start=1):
         logger.info(
             "%s: shard %d of %d, %d rows, %.0f tokens/s, %.0f s left",
-            context.step.name, finished, len(missing), row["rows"], row["tokens"] / max(row["seconds"], 1e-9),
+            context.step.name,
+            finished,
+            len(missing),
+            row["rows"],
+            row["tokens"] / max(row["seconds"], 1e-9),
             (time.monotonic() - began) / finished * (len(missing) - finished),
         )
 
@@ -132,9 +141,7 @@ class ShardSampler:
         self._max_len = settings.max_model_len
         self._questions = records.questions(self._folder.read_table(QUESTIONS))
         self._tokenizer = policies.load_tokenizer(job["policy_path"])
-        self._sampling = replace(
-            job["sampling"], stop_token_ids=stop_token_ids(job["policy_path"], self._tokenizer)
-        )
+        self._sampling = replace(job["sampling"], stop_token_ids=stop_token_ids(job["policy_path"], self._tokenizer))
         self._policy_id = policies.policy_id(job["policy_path"], job["policy_name"])
         self._engine = engine_class(settings)(job["policy_path"], settings, seed=job["seed"])
 
@@ -227,4 +234,3 @@ def _counted(folder: Folder, rows_in: int) -> tuple[Counts, dict[str, Any]]:
 def _tally(table: pa.Table, column: str) -> dict[str, int]:
     names: list[str] = table[column].to_pylist()
     return {name: names.count(name) for name in sorted(set(names))}
-

@@ -42,7 +42,9 @@ def rows(data: DataConfig) -> Iterator[Row]:
 
 def _files(path: str) -> list[str]:
     if not path:
-        raise ConfigError("data.path is empty: name a question set (miniature:train, a jsonl or Parquet path, hf:OWNER/NAME)")
+        raise ConfigError(
+            "data.path is empty: name a question set (miniature:train, a jsonl or Parquet path, hf:OWNER/NAME)"
+        )
     fs, bare = fsspec.core.url_to_fs(path)
     if not fs.exists(bare):
         raise ConfigError(f"data.path={path!r}: no such file or folder")
@@ -84,9 +86,7 @@ def _hugging_face(data: DataConfig) -> Iterator[Row]:
     from datasets import load_dataset
 
     name = data.path.removeprefix(HUGGING_FACE)
-    stream = load_dataset(
-        name, data.subset or None, split=data.split, revision=data.revision or None, streaming=True
-    )
+    stream = load_dataset(name, data.subset or None, split=data.split, revision=data.revision or None, streaming=True)
     for number, row in enumerate(stream):
         yield Row(f"{name}:{number}", row)
 
@@ -107,7 +107,9 @@ def questions(config: Config, data: DataConfig, *, stage: str) -> tuple[list[Que
     total = len(found) + len(rejected)
     reasons = sorted({row.reason for row in rejected})
     if not found:
-        raise ConfigError(f"data.path={data.path!r}: none of {total} rows is a question with an answer ({', '.join(reasons)})")
+        raise ConfigError(
+            f"data.path={data.path!r}: none of {total} rows is a question with an answer ({', '.join(reasons)})"
+        )
     if len(rejected) > data.max_rejected_fraction * total:
         where = "; ".join(f"{row.row_key} {row.reason}" for row in rejected[:5])
         raise ConfigError(

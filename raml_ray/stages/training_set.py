@@ -46,13 +46,21 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
         )
     wanted = {groups[q][t]["trajectory_id"]: groups[q][t] for q, t in chosen}
     encoded = _encoded(context, list(wanted.values()), problems)
-    table = batches.table(encoded[groups[q][t]["trajectory_id"]] for q, t in chosen if groups[q][t]["trajectory_id"] in encoded)
+    table = batches.table(
+        encoded[groups[q][t]["trajectory_id"]] for q, t in chosen if groups[q][t]["trajectory_id"] in encoded
+    )
     if not table.num_rows:
-        raise ConfigError(f"sft.max_length={settings.max_length} has room for none of {len(wanted)} trajectories: raise it")
+        raise ConfigError(
+            f"sft.max_length={settings.max_length} has room for none of {len(wanted)} trajectories: raise it"
+        )
     (context.folder / EXAMPLES).write_table("shard-000000.parquet", table)
     num_long = len(wanted) - len(encoded)
     counts = Counts(len(rows), len(encoded), num_long, len(rows) - len(wanted))
-    return counts, {"examples": table.num_rows, "distinct_trajectories": len(encoded), "questions": sum(map(any, labels))}
+    return counts, {
+        "examples": table.num_rows,
+        "distinct_trajectories": len(encoded),
+        "questions": sum(map(any, labels)),
+    }
 
 
 def judged(context: Context) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -80,7 +88,9 @@ def _encoded(context: Context, rows: list[dict[str, Any]], problems: dict[str, s
     limit = context.config.sft.max_length
     encode = ray.remote(_encode).options(num_cpus=1)
     examples = ray.get(
-        encode.remote([(problems[row["question_id"]], row["text"]) for row in rows], context.policy_path, context.config.prompt)
+        encode.remote(
+            [(problems[row["question_id"]], row["text"]) for row in rows], context.policy_path, context.config.prompt
+        )
     )
     fitting, rejected = {}, []
     for row, example in zip(rows, examples, strict=True):

@@ -25,10 +25,15 @@ def run(context: Context) -> Outcome:
 
 def _agreement(folder: Folder, sources: list[Folder]) -> dict[str, Any]:
     """Our verdicts against the published ones, by policy and together; empty where none were published."""
-    verdicts = dict(zip(*(
-        (folder / judging.VERDICTS).read_tables("shard-", records.VERDICT)[name].to_pylist()
-        for name in ("trajectory_id", "verdict")
-    ), strict=True))
+    verdicts = dict(
+        zip(
+            *(
+                (folder / judging.VERDICTS).read_tables("shard-", records.VERDICT)[name].to_pylist()
+                for name in ("trajectory_id", "verdict")
+            ),
+            strict=True,
+        )
+    )
     pairs: Counter[tuple[bool, bool]] = Counter()
     for source in sources:
         if not source.exists("labels.parquet"):

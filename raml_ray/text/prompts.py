@@ -14,7 +14,9 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, problem: str, prompt: Prompt
     if prompt.template == "plain":
         return user + prompt.response_prefix
     if not tokenizer.chat_template:
-        raise ValueError("prompt.template=chat, but the policy's tokenizer has no chat template: set prompt.template=plain")
+        raise ValueError(
+            "prompt.template=chat, but the policy's tokenizer has no chat template: set prompt.template=plain"
+        )
     messages = [{"role": "user", "content": user}]
     if prompt.system:
         messages.insert(0, {"role": "system", "content": prompt.system})

@@ -18,11 +18,18 @@ def tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=END, pad_token=END, model_max_length=MAX_POSITIONS, clean_up_tokenization_spaces=False
+        tokenizer_object=bpe,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -44,5 +51,7 @@ def model(base: BaseConfig, vocabulary: PreTrainedTokenizerFast, *, seed: int) -
         dtype="float32",
     )
     fresh = Qwen2ForCausalLM(config)
-    fresh.generation_config = GenerationConfig(eos_token_id=vocabulary.eos_token_id, pad_token_id=vocabulary.pad_token_id)
+    fresh.generation_config = GenerationConfig(
+        eos_token_id=vocabulary.eos_token_id, pad_token_id=vocabulary.pad_token_id
+    )
     return fresh

@@ -7,6 +7,7 @@ algorithm: sample G trajectories per question, compare each with its group, move
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -70,7 +71,11 @@ def train(
             )
         updated = time.perf_counter()
         metrics |= publish(version + 1)
-        metrics |= {"time/sample_s": sampled - began, "time/update_s": updated - sampled, "time/sync_s": time.perf_counter() - updated}
+        metrics |= {
+            "time/sample_s": sampled - began,
+            "time/update_s": updated - sampled,
+            "time/sync_s": time.perf_counter() - updated,
+        }
         report(version + 1, metrics)
         if (version + 1) % limits.checkpoint_every == 0 or version + 1 == settings.num_steps:
             save(version + 1)
@@ -110,7 +115,9 @@ def update(
     """`num_minibatches` optimizer steps on the groups, each a token mean over all ranks; their metrics."""
     questions = examples(groups, judged)
     size = -(-len(questions) // settings.num_minibatches)
-    minibatches = [sum(questions[start : start + size], []) for start in range(0, len(questions), size)]
+    minibatches = [
+        list(chain.from_iterable(questions[start : start + size])) for start in range(0, len(questions), size)
+    ]
     # All before the first step: the old policy is the one that the version began with.
     shares = [rescored(policy, _mine(policy, minibatch), settings, limits) for minibatch in minibatches]
     totals = dict.fromkeys(("loss", "tokens", "low", "high", "absolute", "kl", "scored"), 0.0)

@@ -13,7 +13,9 @@ def example(num_prompt: int, num_response: int, first: int = 1) -> Example:
 
 
 def test_a_batch_is_padded_on_the_right_and_its_mask_covers_responses_only() -> None:
-    batch = collate([Example([5, 6], [7, 8, 2], {"advantage": [0.5, 1.5, 2.5]}), Example([9], [2], {"advantage": [-1.0]})])
+    batch = collate(
+        [Example([5, 6], [7, 8, 2], {"advantage": [0.5, 1.5, 2.5]}), Example([9], [2], {"advantage": [-1.0]})]
+    )
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 2], [9, 2, 0, 0, 0]]
     assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
     assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 4]] * 2
@@ -86,7 +88,10 @@ def test_a_forced_beginning_belongs_to_the_prompt() -> None:
     tokenizer = miniature.build()
     prompt = PromptConfig(template="plain", response_prefix="\n")
     made = encode(tokenizer, "ab", "\ncd", prompt)
-    assert (tokenizer.decode(made.prompt_token_ids), tokenizer.decode(made.response_token_ids)) == ("ab\n", "cd<|im_end|>")
+    assert (tokenizer.decode(made.prompt_token_ids), tokenizer.decode(made.response_token_ids)) == (
+        "ab\n",
+        "cd<|im_end|>",
+    )
     with pytest.raises(ValueError, match="response_prefix"):
         encode(tokenizer, "ab", "cd", prompt)
 

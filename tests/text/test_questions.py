@@ -67,7 +67,9 @@ def test_a_repeated_id_and_a_second_answer_to_the_same_question_are_set_aside() 
 
 
 def test_a_mapped_column_that_the_source_lacks_is_named_with_those_it_has() -> None:
-    with pytest.raises(ValueError, match=r"data.columns.problem='question'.*no such column; it has \['answer', 'prompt'\]"):
+    with pytest.raises(
+        ValueError, match=r"data.columns.problem='question'.*no such column; it has \['answer', 'prompt'\]"
+    ):
         questions.check_columns({"prompt": "a", "answer": "1"}, DATA)
 
 
@@ -81,5 +83,7 @@ def test_dots_descend_into_records() -> None:
 
 def test_a_limit_takes_the_first_questions() -> None:
     data = DATA.model_copy(update={"limit": 1})
-    found, _ = questions.read(rows({"question": "a", "answer": "#### 1"}, {"question": "b", "answer": "#### 1"}), data, stage="s")
+    found, _ = questions.read(
+        rows({"question": "a", "answer": "#### 1"}, {"question": "b", "answer": "#### 1"}), data, stage="s"
+    )
     assert [question.problem for question in found] == ["a"]

@@ -134,7 +134,11 @@ def test_training_raises_the_correct_trajectory_and_lowers_the_wrong_ones() -> N
     same = groups(0)
     with ranks.alone():
         policy = sharding.wrap(tiny.model(), LIMITS)
-        rows = [example for question in grpo_loop.examples(same, grpo_loop.judge(same, SETTINGS, seed=0)) for example in question]
+        rows = [
+            example
+            for question in grpo_loop.examples(same, grpo_loop.judge(same, SETTINGS, seed=0))
+            for example in question
+        ]
 
         def logprobs() -> list[float]:
             from raml_ray.text.batches import collate
@@ -215,5 +219,7 @@ def test_no_two_samples_have_the_same_seed() -> None:
     from raml_ray.records import Question
 
     question = Question("q", "p", "1", "s")
-    seeds = {request(question, [1], version=v, index=i, seed=s).seed for v in range(3) for i in range(4) for s in range(2)}
+    seeds = {
+        request(question, [1], version=v, index=i, seed=s).seed for v in range(3) for i in range(4) for s in range(2)
+    }
     assert len(seeds) == 24

@@ -95,7 +95,9 @@ def test_a_temperature_of_zero_is_refused() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_saved_policy_loads_elsewhere_with_the_same_log_probabilities(tmp_path: Path, folder: Path, tied: bool) -> None:
+def test_a_saved_policy_loads_elsewhere_with_the_same_log_probabilities(
+    tmp_path: Path, folder: Path, tied: bool
+) -> None:
     model, target = tiny.model(seed=5, tied=tied), tmp_path / "new"
     policy.save(model, model.config, str(folder), str(target))
     ids_BT = torch.tensor([[3, 4, 5, 6]])

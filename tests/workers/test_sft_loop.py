@@ -1,5 +1,6 @@
 import math
 from collections.abc import Mapping
+from itertools import chain
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_the_first_loss_is_the_token_mean_of_the_untrained_policy() -> None:
     total, count = 0.0, 0
     for example in examples:
         ids = [*example.prompt_token_ids, *example.response_token_ids]
-        logprob_TV = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        logprob_TV = model(input_ids=torch.tensor([ids])).logits[0].detach().log_softmax(-1)
         for place in range(len(example.prompt_token_ids), len(ids)):
             total -= float(logprob_TV[place - 1, ids[place]])
             count += 1
@@ -60,9 +61,9 @@ def test_every_epoch_takes_every_example_once_in_an_order_of_its_own() -> None:
     epochs = [[plan.indices(step) for step in range(start, start + 3)] for start in (0, 3)]
     for steps in epochs:
         assert [len(indices) for indices in steps] == [4, 4, 2]
-        assert sorted(sum(steps, [])) == list(range(10))
+        assert sorted(chain.from_iterable(steps)) == list(range(10))
     assert epochs[0] != epochs[1]
-    assert [plan.indices(step) for step in range(6)] == sum(epochs, [])
+    assert [plan.indices(step) for step in range(6)] == [*epochs[0], *epochs[1]]
     assert sft_loop.plan(10, SETTINGS, seed=2).indices(0) != plan.indices(0)
 
 
@@ -133,5 +134,12 @@ def test_updates_that_stay_without_a_finite_gradient_end_the_run() -> None:
     with ranks.alone(), pytest.raises(ValueError, match="3 updates in a row up to step 3"):
         learner = sharding.wrap(model, limits)
         sft_loop.train(
-            learner, tiny.examples(20), SETTINGS, limits, seed=0, start_step=0, report=lambda s, m: None, save=lambda s: None
+            learner,
+            tiny.examples(20),
+            SETTINGS,
+            limits,
+            seed=0,
+            start_step=0,
+            report=lambda s, m: None,
+            save=lambda s: None,
         )

@@ -50,7 +50,7 @@ def undivided(num_examples: int = 9) -> dict[str, torch.Tensor]:
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        assert float((found[name] - gradient).norm()) <= 5e-6 * float(gradient.norm()), name
 
 
 @pytest.mark.parametrize("max_tokens", [10_000, 40, 25, 1])
@@ -76,7 +76,9 @@ def test_the_first_adamw_step_moves_each_weight_by_the_learning_rate() -> None:
         learner = sharding.wrap(tiny.model(), TrainConfig(grad_clip=1e9))
         accumulated(learner, EXAMPLES, 10_000)
         assert not learner.step(0.01).skipped
-        moved = (learner.full_state()["model.layers.0.mlp.up_proj.weight"] - tiny.model().model.layers[0].mlp.up_proj.weight).abs()
+        moved = (
+            learner.full_state()["model.layers.0.mlp.up_proj.weight"] - tiny.model().model.layers[0].mlp.up_proj.weight
+        ).abs()
         torch.testing.assert_close(moved, torch.full_like(moved, 0.01), atol=1e-4, rtol=0)
 
 
@@ -138,7 +140,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
 
 
 def test_a_strategy_that_is_not_built_is_refused() -> None:
-    with pytest.raises(ValueError, match="train.strategy='deepspeed' is not built yet"):
+    with pytest.raises(ValueError, match=r"train\.strategy='deepspeed' is not built yet"):
         sharding.wrap(tiny.model(), TrainConfig(strategy="deepspeed"))
 
 

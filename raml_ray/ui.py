@@ -1,0 +1,27 @@
+"""MLflow's own pages over what the runs of this machine logged."""
+
+import os
+import subprocess
+import sys
+
+from raml_ray import storage
+from raml_ray.config import Config, ConfigError
+from raml_ray.tracking import tracking_uri
+
+
+def serve(config: Config, port: int) -> int:
+    """Serve the pages on loopback until interrupted.
+
+    Raises: ConfigError if the runs are logged to a server, which has pages of its own, or not at all.
+    """
+    uri = tracking_uri(config)
+    if uri is None or uri.startswith("http"):
+        raise ConfigError(f"runs are logged to {uri or 'no tracking store'}: open that server's own pages")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--default-artifact-root", f"{storage.absolute(config.root)}/mlflow-artifacts"]
+    sys.stdout.write(f"MLflow on http://127.0.0.1:{port} (end with Ctrl-C)\n")
+    sys.stdout.flush()
+    try:
+        return subprocess.call(command, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"})
+    except KeyboardInterrupt:
+        return 0

@@ -1,0 +1,162 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM
+
+from raml_ray.config import Config, dump, override
+from raml_ray.metrics_file import read_metrics
+from raml_ray.miniature import tokenizer as miniature
+from raml_ray.stages import learners, sft
+from raml_ray.storage import Folder
+from raml_ray.text.batches import table
+from raml_ray.workers import sft_loop, sharding
+from tests.workers import ranks, tiny
+
+ROOT = Path(__file__).parents[2]
+NUM_STEPS = 60
+
+
+def prepared(folder: Path, **changes: object) -> tuple[Folder, Folder, str, Config]:
+    """Examples, a step folder, a policy, and settings for 60 short steps with a checkpoint after every fifth."""
+    tiny.model().save_pretrained(folder / "base")
+    miniature.build().save_pretrained(folder / "base")
+    examples = Folder(str(folder / "examples"))
+    rows = table(tiny.examples(480))
+    examples.write_table("part-0.parquet", rows.slice(0, 200))
+    examples.write_table("part-1.parquet", rows.slice(200))
+    settings: dict[str, object] = {
+        "train.checkpoint_every": 5,
+        "train.max_tokens_per_micro_batch": 400,
+        "sft.batch_size": 32,
+        "sft.num_epochs": 4,
+    }
+    config = override(Config(), settings | {name.replace("__", "."): value for name, value in changes.items()})
+    return examples, Folder(str(folder / "step")), str(folder / "base"), config
+
+
+def losses(folder: Folder) -> list[tuple[int, float]]:
+    return [(int(row["step"]), row["sft/loss"]) for row in read_metrics(folder)]
+
+
+def undisturbed(config: Config) -> list[float]:
+    """The losses of one rank in this process, without Ray."""
+    found: list[float] = []
+    with ranks.alone():
+        sft_loop.train(
+            sharding.wrap(tiny.model(), config.train),
+            tiny.examples(480),
+            config.sft,
+            config.train,
+            seed=config.seed,
+            start_step=0,
+            report=lambda step, metrics: found.append(metrics["sft/loss"]),
+            save=lambda step: None,
+        )
+    return found
+
+
+def wait_for_steps(folder: Folder, count: int, timeout_s: float = 240) -> None:
+    deadline = time.monotonic() + timeout_s
+    while len(read_metrics(folder)) < count:
+        assert time.monotonic() < deadline, f"{len(read_metrics(folder))} of {count} steps in {timeout_s} s"
+        time.sleep(0.01)
+
+
+def kill_a_learner(folder: Folder, killed: list[int]) -> None:
+    wait_for_steps(folder, 12)
+    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    workers[-1].send_signal(signal.SIGKILL)
+    killed.append(workers[-1].pid)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_one_of_which_is_killed_lose_what_one_undisturbed_does(cluster: None, tmp_path: Path) -> None:
+    examples, folder, base, config = prepared(tmp_path, train__num_workers=2)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_learner, args=(folder, killed))
+    killer.start()
+    figures = sft.train_policy(examples, folder, base, config)
+    killer.join()
+    assert len(killed) == 1
+    assert 10 <= figures["sft/resumed_from_step"] < NUM_STEPS
+    assert figures["sft/steps"] == NUM_STEPS
+    assert [step for step, _ in losses(folder)] == list(range(1, NUM_STEPS + 1))
+    assert [loss for _, loss in losses(folder)] == pytest.approx(undisturbed(config), abs=1e-5)
+    trained = AutoModelForCausalLM.from_pretrained(folder.file("policy"))
+    assert not trained.model.norm.weight.equal(tiny.model().model.norm.weight)
+
+
+DRIVER = """
+import sys
+import ray
+from raml_ray.config import load
+from raml_ray.stages import sft
+from raml_ray.storage import Folder
+
+ray.init("local", num_cpus=2, object_store_memory=100 * 2**20, log_to_driver=False)
+examples, folder, base = sys.argv[1:4]
+sft.train_policy(Folder(examples), Folder(folder), base, load(sys.stdin.read(), "stdin"))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_driver_run_again_goes_on_to_identical_losses(cluster: None, tmp_path: Path) -> None:
+    examples, folder, base, config = prepared(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, examples.path, folder.path, base],
+        stdin=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+    assert driver.stdin
+    driver.stdin.write(dump(config))
+    driver.stdin.close()
+    wait_for_steps(folder, 12)
+    driver.kill()
+    driver.wait()
+    time.sleep(3)  # until the killed driver's workers have noticed
+    before = dict(losses(folder))
+    figures = sft.train_policy(examples, folder, base, config)
+    after = dict(losses(folder))
+    resumed = int(figures["sft/resumed_from_step"])
+    assert resumed >= 10
+    assert {step: after[step] for step in before if step <= len(after)} == before  # repeated ones bit for bit
+    assert [after[step] for step in range(1, NUM_STEPS + 1)] == pytest.approx(undisturbed(config), abs=1e-6)
+    other = override(config, {"seed": 1, "train.max_failures": 0})
+    with pytest.raises(ValueError, match=r"start it anew with --redo step"):
+        sft.train_policy(examples, folder, base, other)
+
+
+def test_what_every_worker_would_stumble_over_is_refused_before_any_starts(tmp_path: Path) -> None:
+    examples, folder, base, config = prepared(tmp_path)
+    with pytest.raises(ValueError, match="has no examples"):
+        sft.train_policy(Folder(str(tmp_path / "none")), folder, base, config)
+    with pytest.raises(ValueError, match="not yet to a URL"):
+        sft.train_policy(examples, Folder("memory://runs/step"), base, config)
+    with pytest.raises(ValueError, match=r"train\.strategy='deepspeed'"):
+        sft.train_policy(examples, folder, base, override(config, {"train.strategy": "deepspeed"}))
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        sft.train_policy(examples, folder, base, config)
+
+
+def test_a_worker_validates_the_configuration_again() -> None:
+    config = Config()
+    assert learners.started({"config": dump(config)}) == config
+    with pytest.raises(ValueError, match=r"train\.num_workers"):
+        learners.started({"config": dump(config).replace('"num_workers": 1', '"num_workers": 0')})
+
+
+def test_learners_ask_for_every_workers_share() -> None:
+    config = override(Config(), {"train.num_workers": 3, "train.cpus_per_worker": 2, "train.gpus_per_worker": 0.5})
+    assert list(learners.asked(config.train).values()) == [(6, 1.5)]
