@@ -20,7 +20,7 @@ class MiniatureConfig(Settings):
     """Operands of a training and of an in-domain question."""
     deeper_operands: int = Field(6, ge=2)
     """Operands of a question of the `deeper` set: more reduction steps than any SFT or GRPO question needs."""
-    num_train: int = Field(128, ge=1)
+    num_train: int = Field(1024, ge=1)
     """Questions that trajectories are drawn for and policies are trained on."""
     num_eval: int = Field(60, ge=1)
     """Questions of each evaluation set; none occurs among the training questions."""

@@ -53,11 +53,8 @@ def run(context: Context) -> Outcome:
                 config.grpo.num_engines * config.engine.cpus_per_engine,
                 config.grpo.num_engines * config.engine.gpus_per_engine,
             ),
-            f"train.num_workers={train.num_workers} of train.cpus_per_worker={train.cpus_per_worker}": (
-                train.num_workers * train.cpus_per_worker,
-                train.num_workers * train.gpus_per_worker,
-            ),
         }
+        | learners.asked(train)
     )
     group = _engines_place(config)
     try:
@@ -67,6 +64,8 @@ def run(context: Context) -> Outcome:
         ray.kill(pool)
     finally:
         remove_placement_group(group)
+    if "error" in figures:
+        raise SyncMismatch(figures["error"])
     rows_in = len(questions) + len(rejected) + too_long
     return Outcome(Counts(rows_in, len(questions), len(rejected), too_long), figures)
 

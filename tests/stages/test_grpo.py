@@ -1,0 +1,141 @@
+"""GRPO with real learners and real rollout engines: weights that arrive, weights that do not, and a run that is killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raml_ray import presets
+from raml_ray.config import Step, dump, override
+from raml_ray.metrics_file import read_metrics
+from raml_ray.storage import Folder
+
+NUM_STEPS = 4
+DEADLINE_S = 400
+
+# Run by every process that the test's commands start: the tied head of the engine stays as it was before the sync.
+PLANT = """
+import importlib.abc, importlib.util, sys
+
+class Plant(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "raml_ray.workers.engine_extension":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def planted(module):
+            run(module)
+            module.repack_tied_head = lambda model: None
+        spec.loader.exec_module = planted
+        return spec
+
+sys.meta_path.insert(0, Plant())
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of runs in which `undisturbed` has gone through base and grpo."""
+    root = tmp_path_factory.mktemp("runs")
+    done = raml(root, "undisturbed")
+    assert done.returncode == 0, done.stderr[-3000:]
+    yield root
+
+
+def config_of(root: Path, name: str) -> Path:
+    small = override(
+        presets.smoke(),
+        {
+            "name": name,
+            "root": str(root),
+            "grpo.num_steps": NUM_STEPS,
+            "grpo.num_updated": 4,
+            "grpo.num_trajectories": 8,
+            "tracking.enabled": False,
+        },
+    )
+    steps = (Step(name="base", stage="base"), Step(name="grpo", stage="grpo", policy="base"))
+    path = root / f"{name}.json"
+    path.write_text(dump(small.model_copy(update={"steps": steps})))
+    return path
+
+
+def command(root: Path, name: str) -> list[str]:
+    return [sys.executable, "-m", "raml_ray", "run", str(config_of(root, name))]
+
+
+def raml(root: Path, name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(root, name),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+        env=os.environ | environment,
+    )
+
+
+def metrics(root: Path, name: str) -> list[dict[str, float]]:
+    return read_metrics(Folder(str(root / name / "grpo")))
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_after_every_sync_engine_and_learner_agree(runs: Path) -> None:
+    rows = metrics(runs, "undisturbed")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert max(row["grpo/sync_max_error"] for row in rows) < 1e-4
+    assert max(row["grpo/mismatch_max"] for row in rows) < 1e-4
+    assert rows[0]["grpo/grad_norm"] > 0
+    summary = json.loads((runs / "undisturbed" / "grpo" / "summary.json").read_text())
+    assert summary["figures"]["grpo/versions"] == NUM_STEPS
+    assert (runs / "undisturbed" / "grpo" / "policy" / "model.safetensors").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_stale_head_stops_the_run_and_is_named(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(PLANT)
+    shutil.copytree(runs / "undisturbed" / "base", runs / "planted" / "base")
+    done = raml(runs, "planted", PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "the first module whose output differs is lm_head" in done.stderr
+    # Version 0 is what the engine was started with; version 1 is the first that it had to be sent.
+    assert "after the sync of version 1" in done.stderr
+    assert not (runs / "planted" / "grpo" / "summary.json").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_losses_of_an_undisturbed_one(runs: Path) -> None:
+    shutil.copytree(runs / "undisturbed" / "base", runs / "killed" / "base")
+    first = subprocess.Popen(command(runs, "killed"), stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + DEADLINE_S
+    while len(metrics(runs, "killed")) < 2:
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (runs / "killed" / "grpo" / "summary.json").exists()
+
+    second = raml(runs, "killed")
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert "base: finished before" in second.stderr
+    resumed = json.loads((runs / "killed" / "grpo" / "summary.json").read_text())["figures"][
+        "grpo/resumed_from_version"
+    ]
+    assert resumed >= 1
+    keys = ("step", "grpo/loss", "grpo/reward", "grpo/grad_norm", "grpo/response_tokens")
+    undisturbed = [[row[key] for key in keys] for row in metrics(runs, "undisturbed")]
+    assert [[row[key] for key in keys] for row in metrics(runs, "killed")] == undisturbed

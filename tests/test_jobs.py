@@ -1,0 +1,117 @@
+"""`ray job submit --working-dir . -- python jobs/<stage>.py PRESET …` against a real head node with token authentication."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+class Head(NamedTuple):
+    address: str
+    environment: dict[str, str]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    folder = tempfile.mkdtemp(prefix="raml")  # short: sockets live in it
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        # The job's `python` is the one that runs these tests.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    port = free_port()
+    words = [f"--port={free_port()}", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"]
+    words += [f"--temp-dir={folder}", "--num-cpus=3", "--object-store-memory=200000000", "--node-ip-address=127.0.0.1"]
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while status(address, environment["RAY_AUTH_TOKEN"]) != 200:
+            assert process.poll() is None and time.monotonic() < deadline, "the head node did not start"
+            time.sleep(0.5)
+        yield Head(address, environment)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def status(address: str, token: str | None) -> int:
+    """HTTP status of the job list; 0 if nobody answers."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{address}/api/jobs/", headers=headers), timeout=5
+        ) as reply:
+            return int(reply.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def submit(head: Head, *entrypoint: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RAY, "job", "submit", "--address", head.address, "--working-dir", ".", "--", "python", *entrypoint],
+        cwd=ROOT,
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_submitted_job_runs_its_stage_on_the_cluster(head: Head, tmp_path: Path) -> None:
+    done = submit(head, "jobs/base.py", "smoke", f"root={tmp_path}", "base.num_steps=3", "tracking.enabled=false")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    summary = json.loads((tmp_path / "smoke" / "base" / "summary.json").read_text())
+    assert summary["counts"]["rows_out"] == 3
+    assert head.environment["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_submitted_job_with_a_typo_fails_with_the_nearest_name(head: Head) -> None:
+    done = submit(head, "jobs/grpo.py", "smoke", "grpo.num_update=3")
+    assert done.returncode != 0
+    assert "did you mean 'grpo.num_updated'" in done.stdout + done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_without_the_token_nobody_gets_in(head: Head) -> None:
+    assert status(head.address, None) == 401
+    assert status(head.address, "wrong") == 403
