@@ -50,7 +50,7 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 0, 2 for what a person can correct, or Python's own for a bug."""
+    """Run the command; the exit status is 0, 2 for a setting to correct, 1 for a step that failed."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("raml_ray").setLevel(logging.INFO)
     words = parser()
@@ -64,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"raml: {error}\n")
         return 2
+    except (ValueError, RuntimeError, TimeoutError) as error:
+        # Said plainly; where it happened stands in the step's failure.txt.
+        logging.getLogger(__name__).debug("", exc_info=True)
+        sys.stderr.write(f"raml: {type(error).__name__}: {error}\n")
+        return 1
 
 
 def _command(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ parameters and in errors. Importing this module costs pydantic alone, so that `-
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
@@ -99,6 +100,13 @@ class Config(Settings):
                     f"miniature.{name}={operands} exceeds miniature.num_slots={self.miniature.num_slots}:"
                     " every operand needs a slot"
                 )
+        if self.sft.num_trajectories > self.sft.pad_to:
+            raise ValueError(
+                f"sft.num_trajectories={self.sft.num_trajectories} exceeds sft.pad_to={self.sft.pad_to}:"
+                " only the trajectories that are counted can be chosen"
+            )
+        for name, pattern in (("data", self.data.answer_pattern), ("verify", self.verify.answer_pattern)):
+            _check_pattern(f"{name}.answer_pattern", pattern)
         if self.base.hidden_size % self.base.num_heads:
             raise ValueError(
                 f"base.hidden_size={self.base.hidden_size} is no multiple of base.num_heads={self.base.num_heads}"
@@ -129,7 +137,21 @@ class Config(Settings):
 
     def for_step(self, name: str) -> "Config":
         """The configuration that holds inside a step: this one with the step's overrides."""
-        return override(self, self.step(name).overrides)
+        try:
+            return override(self.model_copy(update={"steps": ()}), self.step(name).overrides).model_copy(
+                update={"steps": self.steps}
+            )
+        except ConfigError as error:
+            raise ConfigError(f"in step {name!r}: {error}") from None
+
+
+def _check_pattern(name: str, pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups if pattern else 1
+    except re.error as error:
+        raise ValueError(f"{name}={pattern!r} is no regular expression: {error}") from None
+    if groups < 1:
+        raise ValueError(f"{name}={pattern!r} has no group: put the answer's part into parentheses")
 
 
 def hint(name: str, known: Sequence[str]) -> str:
@@ -157,17 +179,14 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises: ConfigError that names each unknown setting with the nearest known one, or each value that does not fit.
     """
     tree = config.model_dump(mode="python")
+    tree["steps"] = [step | {"overrides": dict(step["overrides"])} for step in tree["steps"]]
     known = flatten(config)
     for name, value in changes.items():
         parts = name.split(".")
         entry = ".".join(parts[:2])
         if parts[0] == "steps" and len(parts) > 2:
-            step = config.step(parts[1])
-            override(config, {".".join(parts[2:]): value})  # for its errors
-            place = config.steps.index(step)
-            tree["steps"] = [*tree["steps"]]
-            overrides = {**tree["steps"][place]["overrides"], ".".join(parts[2:]): value}
-            tree["steps"][place] = {**tree["steps"][place], "overrides": overrides}
+            place = config.steps.index(config.step(parts[1]))
+            tree["steps"][place]["overrides"][".".join(parts[2:])] = value
             continue
         if name in known:
             path = parts
@@ -182,7 +201,11 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
             node[part] = dict(node[part])
             node = node[part]
         node[path[-1]] = value
-    return validated(tree)
+    changed = validated(tree)
+    for step in changed.steps:
+        if step.overrides:
+            changed.for_step(step.name)  # for its errors: a step must not fail hours later over a typo
+    return changed
 
 
 def validated(tree: Mapping[str, Any]) -> Config:
@@ -232,7 +255,7 @@ def load(text: str, source: str) -> Config:
         raise ConfigError(f"{source} is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{source} holds no configuration: expected an object, got {type(tree).__name__}")
-    return validated(tree)
+    return override(validated(tree), {})  # its steps' overrides are checked too
 
 
 def fingerprint(values: Any) -> str:

@@ -4,13 +4,14 @@ import os
 import platform
 import shutil
 import sys
+import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from raml_ray import storage
-from raml_ray.config import Config
+from raml_ray import environment, storage
+from raml_ray.config import Config, override
 
 PINNED = {"torch": "2.13.0", "ray": "2.60.0", "mlflow": "3.17.2", "math-verify": "0.9.0"}
 ENGINE = "0.32.0"
@@ -48,7 +49,7 @@ def examine() -> Iterator[Finding]:
     yield _space("shared memory", "/dev/shm", SHARED_MEMORY_GIB, "mount it larger (docker run --shm-size=2g)")
     yield _memory(Path("/proc/meminfo"))
     yield _gpu()
-    yield _auth()
+    yield from _ray()
     yield _tracking()
 
 
@@ -182,17 +183,37 @@ def _gpu() -> Finding:
     )
 
 
-def _auth() -> Finding:
+def _ray() -> Iterator[Finding]:
+    """Ray is started for a moment, as a run starts it."""
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode == "disabled":
-        return Finding(
-            "warn", "Ray", "RAY_AUTH_MODE=disabled: whoever reaches a port runs code", "export RAY_AUTH_MODE=token"
-        )
-    return Finding("ok", "Ray", f"RAY_AUTH_MODE={mode}" if mode else "RAY_AUTH_MODE unset; local runs use token")
+        what = "RAY_AUTH_MODE=disabled: whoever reaches a port runs code"
+        yield Finding("warn", "Ray authentication", what, "export RAY_AUTH_MODE=token")
+    environment.prepare()
+    from raml_ray import cluster
+
+    config = override(Config(), {"cluster.num_cpus": 1, "cluster.object_store_mib": 80})
+    try:
+        with cluster.connected(config):
+            yield Finding("ok", "Ray", "starts and answers")
+    except (RuntimeError, ConnectionError, TimeoutError, ValueError) as error:
+        remedy = "look into /tmp/ray/session_latest/logs; free memory and /dev/shm, and end what an earlier Ray left"
+        yield Finding("fail", "Ray", f"does not start: {str(error).splitlines()[0]}", remedy)
 
 
 def _tracking() -> Finding:
+    from raml_ray.provenance import without_secrets
     from raml_ray.tracking import tracking_uri
 
     uri = tracking_uri(Config())
-    return Finding("ok", "MLflow", uri or "off")
+    if uri is None:
+        return Finding("ok", "MLflow", "off")
+    shown = without_secrets(uri)
+    if not uri.startswith(("http://", "https://")):
+        return Finding("ok", "MLflow", f"a database, made when it is needed: {shown}")
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as reply:
+            return Finding("ok", "MLflow", f"{shown} answers {reply.status}")
+    except OSError as error:
+        remedy = "runs go on without it and keep metrics.jsonl; start the server, or correct MLFLOW_TRACKING_URI"
+        return Finding("warn", "MLflow", f"{shown} does not answer ({error})", remedy)

@@ -14,12 +14,11 @@ def miniature() -> Config:
             name="miniature",
             steps=(
                 Step(name="base", stage="base"),
-                Step(name="generate", stage="generate", policy="base"),
+                Step(name="generate", stage="generate", policy="base", overrides={"data.limit": 128}),
                 Step(
                     name="teacher",
                     stage="generate",
-                    policy="base",
-                    overrides={"generate.source": "oracle", "generate.num_samples": 32},
+                    overrides={"generate.source": "oracle", "generate.num_samples": 32, "data.limit": 128},
                 ),
                 Step(name="verify", stage="verify", data=("teacher", "generate")),
                 Step(name="sft", stage="sft", policy="base", data=("verify",)),
@@ -33,6 +32,10 @@ def miniature() -> Config:
         {
             "data.path": "miniature:train",
             "sft.policies": ["oracle"],
+            # In synchronous GRPO learner and engine take turns: each may use both cores.
+            "engine.cpus_per_engine": 2,
+            "train.cpus_per_worker": 2,
+            "cluster.num_cpus": 5,
             "evaluate.sets": {name: f"miniature:{name}" for name in ("in_domain", "deeper", "transfer")},
             "report.title": "RaML on the miniature",
         },

@@ -220,7 +220,7 @@ class SftConfig(Settings):
 class GrpoConfig(Settings):
     """Reinforcement learning on sampled trajectories: on-policy inner-loop paths."""
 
-    num_steps: int = Field(15, ge=1)
+    num_steps: int = Field(30, ge=1)
     """Policy versions to make."""
     questions_per_step: int = Field(8, ge=1)
     num_trajectories: int = Field(32, ge=2)

@@ -134,8 +134,9 @@ class Folder:
         return str(target)
 
 
-def step_folder(root: str, run: str, step: str) -> Folder:
-    return Folder(absolute(root)) / run / step
+def run_folder(root: str, name: str) -> Folder:
+    """The folder of a run, as every process sees it."""
+    return Folder(absolute(root)) / name
 
 
 def summary(folder: Folder) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 
 from raml_ray import storage
 from raml_ray.config import Config, ConfigError
+from raml_ray.provenance import without_secrets
 from raml_ray.tracking import tracking_uri
 
 
@@ -16,12 +17,15 @@ def serve(config: Config, port: int) -> int:
     """
     uri = tracking_uri(config)
     if uri is None or uri.startswith("http"):
-        raise ConfigError(f"runs are logged to {uri or 'no tracking store'}: open that server's own pages")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+        where = without_secrets(uri) if uri else "no tracking store"
+        raise ConfigError(f"runs are logged to {where}: open that server's own pages")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--default-artifact-root", f"{storage.absolute(config.root)}/mlflow-artifacts"]
     sys.stdout.write(f"MLflow on http://127.0.0.1:{port} (end with Ctrl-C)\n")
     sys.stdout.flush()
     try:
-        return subprocess.call(command, env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"})
+        return subprocess.call(
+            command, env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        )
     except KeyboardInterrupt:
         return 0

@@ -40,9 +40,9 @@ LAYERS = {
         "metrics_file",
         "provenance",
     },
-    "doctor": {"cluster", "config", "storage", "tracking", "provenance"},
+    "doctor": {"cluster", "config", "environment", "storage", "tracking", "provenance"},
     "__main__": {"presets", "environment", "config", "settings", "stages", "tracking", "doctor", "ui"},
-    "ui": {"config", "storage", "tracking"},
+    "ui": {"config", "storage", "tracking", "provenance"},
     "__init__": set(),
 }
 """A module, or all modules of a package -> what of ours it may import."""

