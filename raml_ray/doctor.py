@@ -14,6 +14,7 @@ from raml_ray import environment, storage
 from raml_ray.config import Config, override
 
 PINNED = {"torch": "2.13.0", "ray": "2.60.0", "mlflow": "3.17.2", "math-verify": "0.9.0"}
+"""The versions that everything here was measured with."""
 ENGINE = "0.32.0"
 TRANSFORMERS = ((5, 16, 1), (5, 20))
 DISK_GIB, SHARED_MEMORY_GIB, MEMORY_GIB = 2.0, 1.0, 6.0

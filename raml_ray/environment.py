@@ -15,6 +15,9 @@ def prepare() -> None:
     ).expanduser().exists()
     if mode == "token" and not has_token and not joins:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if not joins:
+        # Ray's core writes an error line about the restarts of every Ray Data actor, past all Python loggers.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

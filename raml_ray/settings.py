@@ -128,7 +128,7 @@ class EngineConfig(Settings):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     enforce_eager: bool = True
     start_timeout_s: float = Field(300, gt=0)
-    """An engine that is not up by then fails the step."""
+    """An engine that is not up by then fails the step; in `grpo` it is started once more before."""
     request_timeout_s: float = Field(600, gt=0)
     """A call to an engine that has not answered by then counts as a dead engine."""
 
@@ -226,9 +226,8 @@ class GrpoConfig(Settings):
     num_trajectories: int = Field(32, ge=2)
     """Trajectories sampled per question, G. One trajectory has no group to be compared with."""
     num_updated: int = Field(32, ge=1)
-    """Of those G, how many enter the policy loss (paper: num_update_sample_per_prompt); advantages come from all G."""
-    selection: Literal["random"] = "random"
-    """How the updated ones are chosen."""
+    """Of those G, how many enter the policy loss, chosen at random (paper: num_update_sample_per_prompt); advantages come
+    from all G."""
     advantage: Literal["standardized", "centered"] = "standardized"
     """Reward minus the group's mean, over its standard deviation (GRPO) or not (Dr. GRPO)."""
     num_minibatches: int = Field(2, ge=1)
@@ -244,11 +243,15 @@ class GrpoConfig(Settings):
     max_staleness: Literal[0] = 0
     """0: synchronous; each trajectory is sampled by the very policy that it updates."""
     sync_tolerance: float = Field(1e-4, gt=0)
-    """Largest difference of engine and learner log-probabilities on the probe after a weight sync (nats)."""
+    """Largest difference of engine and learner log-probabilities on the probe after a weight sync (nats), where both
+    compute in float32."""
+    sync_tolerance_k3: float = Field(5e-3, gt=0)
+    """Largest divergence of engine and learner on the probe (k3 estimate, nats per token), where one computes in bfloat16."""
     sync_check_every: int = Field(1, ge=1)
     """Syncs between such comparisons; the first is always compared."""
-    sample_timeout_s: float = Field(600, gt=0)
-    """A step's trajectories must be there by then."""
+    sample_timeout_s: float = Field(1800, gt=0)
+    """A step's trajectories must be there by then: more than engine.request_timeout_s + engine.start_timeout_s, so that a
+    hung engine can be replaced."""
 
 
 class EvaluateConfig(Settings):
@@ -280,12 +283,16 @@ class AnalyzeConfig(Settings):
     """Wrong trajectories per question that are probed."""
     suffix: str = "\n\n**Final Answer**\n\\boxed{"
     """Text between a trajectory's prefix and the answer (paper C.1)."""
+    until: str = "</think>"
+    """Positions are probed up to and including this text; empty probes the whole response, as the released notebook does."""
     positions_per_chunk: int = Field(64, ge=1)
     """Prefixes whose answer branches are scored in one forward pass."""
     ema_alpha: float = Field(0.01, gt=0, le=1)
     """The paper's smoothing, drawn beside the raw curve."""
     num_workers: int = Field(1, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    shard_timeout_s: float = Field(1800, gt=0)
+    """Eight further trajectories must have been probed by then, or the step stops."""
 
 
 class ReportConfig(Settings):

@@ -7,7 +7,9 @@ import contextlib
 import json
 import os
 import posixpath
+import re
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from raml_ray import records
 from raml_ray.config import ConfigError
 
 SUMMARY = "summary.json"
+HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 
 
 def is_url(path: str) -> bool:
@@ -122,13 +125,26 @@ class Folder:
             fs.rm(self.path, recursive=True)
 
     def localised(self) -> str:
-        """A path of this machine that holds the folder's files (a remote folder is copied once)."""
+        """A path of this machine that holds the folder's files. What can only be a Hugging Face name stays as it is.
+
+        A remote folder is copied once, and again when its files change.
+
+        Raises: ConfigError if there is no such folder.
+        """
         if not is_url(self.path):
+            if not self.exists() and not HUB_NAME.fullmatch(self.path):
+                raise ConfigError(f"{self.path!r}: no such folder, and no Hugging Face name (OWNER/NAME) either")
             return self.path
-        target = Path(os.environ.get("RAML_CACHE", "~/.cache/raml_ray")).expanduser() / records.digest(self.path)
+        fs = self._fs()
+        # Of each file what the store says of it: size and checksum or time.
+        files = [(name, fs.ukey(name)) for name in sorted(fs.find(self.path))]
+        if not files:
+            raise ConfigError(f"{self.path}: no such folder, or it is empty")
+        cache = Path(os.environ.get("RAML_CACHE", "~/.cache/raml_ray")).expanduser()
+        target = cache / records.digest(self.path, files)
         if not target.exists():
             partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-            self._fs().get(self.path, str(partial), recursive=True)
+            fs.get(self.path, str(partial), recursive=True)
             with contextlib.suppress(OSError):  # another process was first
                 os.replace(partial, target)
         return str(target)
@@ -156,11 +172,12 @@ def trajectories(folder: Folder) -> pa.Table:
 def verified(folder: Folder, sources: Sequence[Folder]) -> list[dict[str, Any]]:
     """Trajectories of the sources with the judgement that `folder` holds of each, as TRAJECTORY rows plus VERDICT columns.
 
-    Raises: ValueError if a trajectory has no verdict: the folder judges something else.
+    Raises: ValueError if a trajectory has no verdict (the folder judges something else), or ConfigError if two have
+    the same id.
     """
-    verdicts: Mapping[str, dict[str, Any]] = {
-        row["trajectory_id"]: row for row in (folder / "verdicts").read_tables("shard-", records.VERDICT).to_pylist()
-    }
+    judged = (folder / "verdicts").read_tables("shard-", records.VERDICT).to_pylist()
+    check_distinct([row["trajectory_id"] for row in judged], [folder.path])
+    verdicts: Mapping[str, dict[str, Any]] = {row["trajectory_id"]: row for row in judged}
     rows = []
     for source in sources:
         for row in trajectories(source).to_pylist():
@@ -168,7 +185,21 @@ def verified(folder: Folder, sources: Sequence[Folder]) -> list[dict[str, Any]]:
             if verdict is None:
                 raise ValueError(f"trajectory {row['trajectory_id']} of {source.path} has no verdict in {folder.path}")
             rows.append(row | verdict)
+    check_distinct([row["trajectory_id"] for row in rows], [source.path for source in sources])
     return rows
+
+
+def check_distinct(trajectory_ids: Sequence[str], folders: Sequence[str]) -> None:
+    """Refuse trajectories that are the same sample: counted twice, they would weigh twice.
+
+    Raises: ConfigError that names the folders and the remedy.
+    """
+    twice = sorted(key for key, count in Counter(trajectory_ids).items() if count > 1)
+    if twice:
+        raise ConfigError(
+            f"{len(twice)} trajectories of {', '.join(folders)} are there more than once ({', '.join(twice[:3])}):"
+            " leave out one of the steps that hold them, or generate with another seed"
+        )
 
 
 def questions(folder: Folder) -> dict[str, records.Question]:

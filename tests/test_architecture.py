@@ -39,9 +39,11 @@ LAYERS = {
         "storage",
         "metrics_file",
         "provenance",
+        "memory",
     },
     "doctor": {"cluster", "config", "environment", "storage", "tracking", "provenance"},
     "__main__": {"presets", "environment", "config", "settings", "stages", "tracking", "doctor", "ui"},
+    "memory": set(),
     "ui": {"config", "storage", "tracking", "provenance"},
     "__init__": set(),
 }

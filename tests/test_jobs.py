@@ -93,13 +93,18 @@ def submit(head: Head, *entrypoint: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.vllm
 @pytest.mark.slow
-def test_a_submitted_job_runs_its_stage_on_the_cluster(head: Head, tmp_path: Path) -> None:
-    done = submit(head, "jobs/base.py", "smoke", f"root={tmp_path}", "base.num_steps=3", "tracking.enabled=false")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    summary = json.loads((tmp_path / "smoke" / "base" / "summary.json").read_text())
-    assert summary["counts"]["rows_out"] == 3
-    assert head.environment["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
+def test_submitted_jobs_run_their_stages_on_the_cluster(head: Head, tmp_path: Path) -> None:
+    settings = [f"root={tmp_path}", "base.num_steps=3", "tracking.enabled=false", "cluster.num_cpus=1"]
+    settings += ["engine.cpus_per_engine=1", "train.cpus_per_worker=1"]
+    for words in (["jobs/base.py", "smoke"], ["jobs/grpo.py", "smoke", "--step", "grpo_zero"]):
+        done = submit(head, *words, *settings)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert head.environment["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
+    summary = json.loads((tmp_path / "smoke" / "grpo_zero" / "summary.json").read_text())
+    assert summary["figures"]["grpo/versions"] == 2
+    assert summary["figures"]["grpo/sync_max_error"] < 1e-4
 
 
 @pytest.mark.ray

@@ -105,33 +105,11 @@ def paper_word_change(lhat_K: npt.ArrayLike, start: int, num_tokens: int) -> flo
 
     Source: RaML's pseudo_gradient_descent notebook.
     """
-    return _change(np.asarray(lhat_K, dtype=np.float64), start - 1, start + num_tokens)
-
-
-def word_change(lhat_K: npt.ArrayLike, start: int, num_tokens: int) -> float | None:
-    """|L_{i+m-1} - L_{i-1}| / L_{i-1} of a word of m tokens at i: its own tokens, so m = 1 compares with all tokens.
-
-    None where the window leaves the curve or starts at 0.
-    """
-    return _change(np.asarray(lhat_K, dtype=np.float64), start - 1, start + num_tokens - 1)
-
-
-def _change(values: Floats, before: int, after: int) -> float | None:
+    values = np.asarray(lhat_K, dtype=np.float64)
+    before, after = start - 1, start + num_tokens
     if before < 0 or after >= len(values) or values[before] == 0:
         return None
     return float(abs(values[after] - values[before]) / values[before])
-
-
-def word_log_change(lhat_K: npt.ArrayLike, start: int, num_tokens: int, floor: float = 1e-3) -> float | None:
-    """log(L after the word / L before it), signed; values below the floor (nats) count as the floor.
-
-    None where the window leaves the curve. Unlike the relative change it has no heavy tail at small L.
-    """
-    values = np.asarray(lhat_K, dtype=np.float64)
-    before, after = start - 1, start + num_tokens - 1
-    if before < 0 or after >= len(values):
-        return None
-    return float(np.log(max(values[after], floor) / max(values[before], floor)))
 
 
 def leak_split(position_K: npt.ArrayLike, lhat_K: npt.ArrayLike, leak_position: int, radius: int = 20) -> LeakSplit:

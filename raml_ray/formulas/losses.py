@@ -139,16 +139,3 @@ def mismatch(logprob_BT: Tensor, rollout_logprob_BT: Tensor, mask_BT: Tensor) ->
     delta_BT = torch.where(mask_BT.bool(), (logprob_BT.float() - rollout_logprob_BT.float()).detach(), 0.0)
     largest = delta_BT.abs().max() if delta_BT.numel() else delta_BT.sum()
     return Mismatch(_masked(delta_BT.abs(), mask_BT), largest, _masked(delta_BT.expm1() - delta_BT, mask_BT))
-
-
-def entropy(logits_BTV: Tensor, *, tokens_per_chunk: int = 4096) -> Tensor:
-    """Entropy of each next-token distribution, (B, T), nats, float32, without gradient.
-
-    Chunks bound the memory beyond the logits to tokens_per_chunk x V floats.
-    """
-    with torch.no_grad():
-        rows = torch.split(logits_BTV.reshape(-1, logits_BTV.shape[-1]), tokens_per_chunk)
-        logprobs = (row.float().log_softmax(-1) for row in rows)
-        # A token that can never come (-inf) adds nothing: exp(-inf) * -inf would be NaN.
-        chunks = [torch.special.entr(logprob.exp()).sum(-1) for logprob in logprobs]
-        return torch.cat(chunks).reshape(logits_BTV.shape[:-1])

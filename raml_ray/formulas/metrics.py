@@ -91,16 +91,3 @@ def bootstrap_interval(
         means[start:stop] = value_Q[generator.integers(value_Q.size, size=(stop - start, value_Q.size))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value_Q.mean()), float(low), float(high))
-
-
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], *, num_resamples: int, seed: int, level: float = 0.95
-) -> Interval:
-    """Mean of a - b over the same questions, with the interval of its bootstrap over questions.
-
-    Raises: ValueError if a and b do not speak of the same number of questions.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"a paired difference needs the same questions on both sides, got {len(a)} and {len(b)}")
-    difference_Q = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    return bootstrap_interval(difference_Q, num_resamples=num_resamples, seed=seed, level=level)

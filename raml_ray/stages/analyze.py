@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
-from raml_ray import cluster, records, storage
+from raml_ray import cluster, records
 from raml_ray.config import ConfigError
 from raml_ray.formulas import lhat, metrics
 from raml_ray.records import Verdict
 from raml_ray.settings import AnalyzeConfig, PromptConfig
-from raml_ray.stages import training_set
+from raml_ray.stages import mapping, rollouts, training_set
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.storage import Folder
-from raml_ray.text import leak, prompts, suffix
+from raml_ray.text import batches, leak, prompts, suffix
 from raml_ray.workers import policy as policies
 from raml_ray.workers import probe
 from raml_ray.workers.sharding import DTYPES
@@ -50,27 +49,30 @@ def run(context: Context) -> Outcome:
         rows = shards[shard["shard"]]
         (context.folder / "chosen").write_table(_name(shard["shard"]), pa.Table.from_pylist(rows, schema=CHOSEN))
     if missing:
+        policy_path, _ = rollouts.opened_policy(context)
         job = {
             "folder": context.folder.path,
-            "policy_path": context.policy_path,
+            "policy_path": policy_path,
             "settings": settings.model_dump(mode="json"),
             "prompt": context.config.prompt.model_dump(mode="json"),
         }
-        probed = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
-            ShardProbe,
-            fn_constructor_kwargs={"job": job},
-            batch_size=1,
-            num_cpus=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=settings.num_workers),
-        )
-        for row in probed.iter_rows():
+        patience = mapping.Patience(settings.shard_timeout_s, f"analyze.shard_timeout_s={settings.shard_timeout_s:g}")
+        for row in mapping.over_shards(
+            context.step.name, missing, ShardProbe, {"job": job}, mapping.Workers(settings.num_workers), patience
+        ):
             logger.info("%s: %d trajectories, %.1f s", context.step.name, row["rows"], row["seconds"])
     curves = (context.folder / "curves").read_tables("shard-", records.ANSWER_CURVE).to_pylist()
-    rejected = (context.folder / "rejected").read_tables("shard-", records.REJECTED).num_rows
+    rejected = (context.folder / "rejected").read_tables("shard-", records.REJECTED)["row_key"].to_pylist()
+    mapping.check_complete(
+        context.folder,
+        [row["trajectory_id"] for row in chosen],
+        [curve["trajectory_id"] for curve in curves],
+        rejected,
+    )
     figures = {
         "groups": {name: _figures([c for c in curves if c["group"] == name], context) for name in ("correct", "wrong")}
     }
-    return Outcome(Counts(len(chosen), len(curves), rejected), figures)
+    return Outcome(Counts(len(chosen), len(curves), len(rejected)), figures)
 
 
 def _name(shard: int) -> str:
@@ -83,16 +85,15 @@ def _chosen(context: Context) -> list[dict[str, Any]]:
     wanted = {Verdict.CORRECT: settings.num_correct, Verdict.WRONG: settings.num_wrong}
     taken: dict[str, dict[Verdict, int]] = defaultdict(lambda: dict.fromkeys(wanted, 0))
     chosen = []
-    for folder, sources in training_set.judged_folders(context):
-        questions = {key: q for source in sources for key, q in storage.questions(source).items()}
-        for row in storage.verified(folder, sources):
-            verdict, question = Verdict(row["verdict"]), row["question_id"]
-            if question not in taken and len(taken) == settings.num_questions:
-                continue
-            if verdict not in wanted or taken[question][verdict] == wanted[verdict]:
-                continue
-            taken[question][verdict] += 1
-            chosen.append(row | {"problem": questions[question].problem, "answer": questions[question].answer})
+    rows, questions = training_set.judged(context)
+    for row in rows:
+        verdict, question = Verdict(row["verdict"]), row["question_id"]
+        if question not in taken and len(taken) == settings.num_questions:
+            continue
+        if verdict not in wanted or taken[question][verdict] == wanted[verdict]:
+            continue
+        taken[question][verdict] += 1
+        chosen.append(row | {"problem": questions[question].problem, "answer": questions[question].answer})
     return chosen
 
 
@@ -123,18 +124,19 @@ class ShardProbe:
                 curves.append(self._curve(row))
             except ValueError as error:
                 rejected.append(records.rejected(row["trajectory_id"], "analyze", str(error)[:200], row))
-        if rejected:
-            (self._folder / "rejected").write_table(_name(shard), records.table(rejected, records.REJECTED))
+        mapping.write_rejected(self._folder, _name(shard), rejected)
         (self._folder / "curves").write_table(_name(shard), records.table(curves, records.ANSWER_CURVE))
         return {"shard": shard, "rows": len(rows), "seconds": time.monotonic() - began}
 
     def _curve(self, row: dict[str, Any]) -> dict[str, Any]:
-        """L-hat at every position of the response, 0 tokens of it and all of it included."""
+        """L-hat after 0 .. n response tokens, n being where `until` ends, or all of the response."""
         prompt_ids, response_ids = self._token_ids(row)
+        until = self._settings.until
+        last = leak.position_of_text(self._tokenizer, response_ids, until) if until else None
         answer = suffix.answer_suffix(self._tokenizer, self._settings.suffix, row["answer"])
         lhat_K = probe.answer_nll(
             self._model,
-            prompt_ids + response_ids,
+            prompt_ids + response_ids[:last],
             first_position=len(prompt_ids),
             suffix=answer,
             positions_per_chunk=self._settings.positions_per_chunk,
@@ -153,12 +155,22 @@ class ShardProbe:
         }
 
     def _token_ids(self, row: dict[str, Any]) -> tuple[list[int], list[int]]:
-        """Prompt and response; the engine's own ids where there are some, else the policy's tokens of the text."""
-        if row["token_ids"] is not None and row["prompt_token_ids"] is not None:
-            prompt_ids, response_ids = list(row["prompt_token_ids"]), list(row["token_ids"])
+        """Prompt and response, without its end of sequence.
+
+        The ids that an engine sampled, where they are this policy's tokens of that prompt and text; else its tokens of the
+        text. Raises: ValueError if the text lacks the prefix that the prompt forces.
+        """
+        sampled = row["token_ids"]
+        prompt_ids = prompts.prompt_token_ids(self._tokenizer, row["problem"], self._prompt)
+        if (
+            sampled is not None
+            and row["prompt_token_ids"] == prompt_ids
+            and prompts.response_text(self._tokenizer, sampled, self._prompt) == row["text"]
+        ):
+            response_ids = list(sampled)
         else:
-            prompt_ids = prompts.prompt_token_ids(self._tokenizer, row["problem"], self._prompt)
-            response_ids = list(self._tokenizer(row["text"], add_special_tokens=False)["input_ids"])
+            example = batches.encode(self._tokenizer, row["problem"], row["text"], self._prompt)
+            response_ids = list(example.response_token_ids)
         if response_ids and response_ids[-1] == self._tokenizer.eos_token_id:
             response_ids = response_ids[:-1]
         return prompt_ids, response_ids
@@ -169,22 +181,21 @@ def _figures(curves: list[dict[str, Any]], context: Context) -> dict[str, Any]:
     if not curves:
         return {"num": 0}
     raw = [np.asarray(curve["lhat"], dtype=np.float64) for curve in curves]
-    # A trajectory that never writes the answer has its leak behind its end.
-    leaks = [curve["leak_position"] if curve["leak_position"] is not None else len(curve["lhat"]) for curve in curves]
+    # A leak that was not probed, or that there is none of, lies behind the last position.
+    leaked = [c["leak_position"] is not None and c["leak_position"] <= c["position"][-1] for c in curves]
+    leaks = [c["leak_position"] if is_there else len(c["lhat"]) for c, is_there in zip(curves, leaked, strict=True)]
     splits = [lhat.leak_split(c["position"], c["lhat"], leak) for c, leak in zip(curves, leaks, strict=True)]
     columns: dict[str, list[float]] = {
         "start": [float(values[0]) for values in raw],
         "end": [float(values[-1]) for values in raw],
         "drop": [float(values[0] - values[-1]) for values in raw],
         "share_at_leak": [
-            s.share_near
-            for s, c in zip(splits, curves, strict=True)
-            if s.share_near is not None and c["leak_position"] is not None
+            s.share_near for s, is_there in zip(splits, leaked, strict=True) if s.share_near is not None and is_there
         ],
         "tau_before_leak": [s.kendall_tau for s in splits if s.kendall_tau is not None],
         "slope_before_leak": [s.slope for s in splits if s.slope is not None],
     }
-    figures: dict[str, Any] = {"num": len(curves), "leaked": sum(c["leak_position"] is not None for c in curves)}
+    figures: dict[str, Any] = {"num": len(curves), "leaked": sum(leaked)}
     for name, values in columns.items():
         seed = records.seed_of(context.config.seed, "analyze", name)
         interval = metrics.bootstrap_interval(values, num_resamples=NUM_RESAMPLES, seed=seed) if values else None

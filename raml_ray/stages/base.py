@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from raml_ray import cluster
-from raml_ray.metrics_file import MetricsFile
+from raml_ray.metrics_file import MetricsFile, read_metrics
 from raml_ray.settings import BaseConfig, MiniatureConfig
 from raml_ray.stages import sources
 from raml_ray.stages.context import Context, Counts, Outcome
@@ -24,7 +24,8 @@ def run(context: Context) -> Outcome:
     cluster.check_fits({f"base.num_threads={config.base.num_threads}": (config.base.num_threads, 0)})
     train = ray.remote(_train).options(num_cpus=config.base.num_threads, max_retries=2)
     figures = ray.get(train.remote(config.miniature, config.base, config.seed, context.folder))
-    return Outcome(Counts(config.base.num_steps, config.base.num_steps), figures)
+    # What was trained is what the metrics say: the last step is always logged.
+    return Outcome(Counts(config.base.num_steps, int(read_metrics(context.folder)[-1]["step"])), figures)
 
 
 def _train(miniature: MiniatureConfig, base: BaseConfig, seed: int, folder: Folder) -> dict[str, float]:
@@ -51,18 +52,18 @@ def _train(miniature: MiniatureConfig, base: BaseConfig, seed: int, folder: Fold
 def _random(context: Context) -> Outcome:
     """Of each row the text of every column that is mapped trains the tokenizer."""
     data = context.config.data
-    rows = [row.value for row in sources.rows(data) if row.value is not None]
+    rows = [row.value or {} for row in sources.rows(data)]
     columns = {"problem": "problem", "answer": "answer", **data.columns, **data.texts}
-    texts = [
-        str(value)
+    found = [
+        [str(value) for column in sorted(set(columns.values())) if (value := _value(row, column)) is not None]
         for row in rows
-        for column in sorted(set(columns.values()))
-        if (value := _value(row, column)) is not None
     ]
+    texts = [text for row in found for text in row]
     figures = ray.get(
         ray.remote(_fresh).remote(texts, context.config.base, context.config.seed, context.folder.file("policy"))
     )
-    return Outcome(Counts(len(rows), len(rows)), figures)
+    textless = sum(1 for row in found if not row)
+    return Outcome(Counts(len(rows), len(rows) - textless, textless), figures)
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:

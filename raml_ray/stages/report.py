@@ -13,7 +13,8 @@ from raml_ray.config import Config, dump, fingerprint
 from raml_ray.provenance import git_revision, without_secrets
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.report_claims import claims, is_near_zero
-from raml_ray.stages.report_data import curves, read
+from raml_ray.stages.report_curves import curves
+from raml_ray.stages.report_data import read
 from raml_ray.stages.report_figures import figures
 from raml_ray.stages.report_page import Facts, page
 from raml_ray.storage import Folder

@@ -5,14 +5,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from raml_ray import records, storage
+from raml_ray import storage
 from raml_ray.config import Config
 from raml_ray.formulas.metrics import Interval
 from raml_ray.metrics_file import read_metrics
+from raml_ray.stages.report_lineage import Origin, lineage, lineage_name
 from raml_ray.storage import SUMMARY, Folder
 
 METRICS = ("accuracy", "pass_at_k", "mg_pass_at_k")
-LINEAGE_NAMES = {(): "base", ("sft",): "SFT", ("grpo",): "Zero-GRPO", ("sft", "grpo"): "SFT + GRPO"}
+PROTOCOL = (
+    "evaluate.k",
+    "evaluate.num_samples",
+    "evaluate.temperature",
+    "evaluate.top_p",
+    "evaluate.top_k",
+    "evaluate.max_tokens",
+    "engine.max_model_len",
+    "verify.answer_pattern",
+    "prompt.template",
+    "prompt.system",
+    "prompt.instruction",
+    "prompt.thinking",
+    "prompt.response_prefix",
+)
+"""Settings that two evaluations must share to be compared: how answers were sampled, prompted and read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +48,8 @@ class StepResult:
     peak_memory_gib: float | None
     metrics: Sequence[Mapping[str, float]]
     """Lines of metrics.jsonl."""
+    settings: Mapping[str, Any]
+    """Dotted name -> value, of the settings that decide its result (manifest.json)."""
     folder: Folder
 
 
@@ -40,7 +58,8 @@ class SetResult(NamedTuple):
 
     num_questions: int
     intervals: Mapping[str, Interval]
-    """By metric: accuracy, pass_at_k, g_pass_at_k_0.5, g_pass_at_k_1.0, mg_pass_at_k."""
+    """By metric: accuracy, pass_at_k, g_pass_at_k_0.5, g_pass_at_k_1.0, mg_pass_at_k; without those that no question
+    had enough samples for."""
     mean_tokens: float | None
     truncated_fraction: float | None
     unreadable_fraction: float | None
@@ -61,11 +80,8 @@ class Evaluation:
     sets: Mapping[str, SetResult]
     values: Mapping[str, Mapping[str, Mapping[str, float]]]
     """Set -> metric -> question id -> value in [0, 1]."""
-
-    @property
-    def protocol(self) -> tuple[int, int, float]:
-        """What two evaluations must share to be compared."""
-        return (self.k, self.num_samples, self.temperature)
+    protocol: Mapping[str, Any]
+    """PROTOCOL's settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +96,14 @@ class Run:
     def of_stage(self, stage: str) -> list[StepResult]:
         return [step for step in self.steps if step.stage == stage]
 
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Every step by name: the finished ones as they were made, the others as they are planned."""
+        return _origins(self.config, self.steps)
+
     def lineage_of(self, step: str) -> tuple[str, ...]:
         """Training stages from the base to the policy that the step makes."""
-        return lineage(step, _parents(self.config, self.steps))
+        return lineage(step, self.origins)
 
     def label_of(self, step: str) -> str:
         """A training step's name on the page: its lineage where that is known, with the step's own name."""
@@ -98,8 +119,8 @@ def read(run_folder: Folder, config: Config) -> Run:
     steps = [step for step in steps if step.stage != "report"]
     finished = {step.name for step in steps}
     unfinished = tuple(name for name in known if name not in finished)
-    parents = _parents(config, steps)
-    evaluations = [_evaluation(step, lineage(step.policy, parents)) for step in steps if step.stage == "evaluate"]
+    origins = _origins(config, steps)
+    evaluations = [_evaluation(step, lineage(step.policy, origins)) for step in steps if step.stage == "evaluate"]
     return Run(config, tuple(steps), unfinished, tuple(_labelled(evaluations)))
 
 
@@ -113,45 +134,15 @@ def interval(value: Any) -> Interval | None:
     return Interval(float(mean), float(low), float(high))
 
 
-def lineage(policy: str, parents: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
-    """Training stages from the base to the policy of that step; empty for a policy that no training step made.
-
-    `parents` is step -> (its stage, the step whose policy it takes).
-    """
-    stages: list[str] = []
-    while policy in parents:
-        stage, policy = parents[policy]
-        if stage in ("sft", "grpo"):
-            stages.append(stage)
-    return tuple(reversed(stages))
-
-
-def ancestors(policy: str, parents: Mapping[str, tuple[str, str]]) -> set[str]:
-    """The steps (or the path) that the policy of that step descends from."""
-    found = set()
-    while policy in parents:
-        policy = parents[policy][1]
-        found.add(policy)
-    return found
-
-
-def lineage_name(stages: tuple[str, ...]) -> str:
-    return LINEAGE_NAMES.get(stages) or " + ".join(stage.upper() for stage in stages)
-
-
-def parents_of(run: Run) -> dict[str, tuple[str, str]]:
-    """Step -> (its stage, the step whose policy it takes), of every step of the run."""
-    return _parents(run.config, run.steps)
-
-
-def _parents(config: Config, steps: Sequence[StepResult]) -> dict[str, tuple[str, str]]:
-    planned = {step.name: (str(step.stage), step.policy) for step in config.steps}
-    return planned | {step.name: (step.stage, step.policy) for step in steps if step.name not in planned}
+def _origins(config: Config, steps: Sequence[StepResult]) -> dict[str, Origin]:
+    planned = {step.name: Origin(str(step.stage), step.policy, step.data, {}) for step in config.steps}
+    return planned | {step.name: Origin(step.stage, step.policy, step.data, step.settings) for step in steps}
 
 
 def _step(folder: Folder) -> StepResult:
     summary = storage.summary(folder)
     peak = summary.get("peak_memory_gib")
+    manifest = folder.read_json("manifest.json") if folder.exists("manifest.json") else {}
     return StepResult(
         name=folder.name,
         stage=str(summary["stage"]),
@@ -164,6 +155,7 @@ def _step(folder: Folder) -> StepResult:
         versions=summary.get("versions") or {},
         peak_memory_gib=None if peak is None else float(peak),
         metrics=read_metrics(folder),
+        settings=manifest.get("settings") or {},
         folder=folder,
     )
 
@@ -187,6 +179,7 @@ def _evaluation(step: StepResult, stages: tuple[str, ...]) -> Evaluation:
         temperature=float(figures["temperature"]),
         sets={name: _set_result(entry) for name, entry in figures["sets"].items()},
         values=values,
+        protocol={name: step.settings.get(name) for name in PROTOCOL},
     )
 
 
@@ -214,43 +207,3 @@ def _labelled(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
             for evaluation in evaluations
         ]
     return list(evaluations)
-
-
-class Curve(NamedTuple):
-    """L-hat along one trajectory."""
-
-    trajectory_id: str
-    question_id: str
-    probe: str
-    group: str
-    """`correct` or `wrong`."""
-    position: list[int]
-    """Response tokens of each prefix."""
-    lhat: list[float]
-    """Nats per answer token."""
-    leak_position: int | None
-    """Prefix that first holds the answer; None if none does."""
-    num_tokens: int
-
-
-def curves(step: StepResult) -> list[Curve]:
-    """The answer curves of an analyze step, those with a point at least."""
-    rows = (step.folder / "curves").read_tables("shard-", records.ANSWER_CURVE).to_pylist()
-    found = []
-    for row in rows:
-        if row["lhat"]:
-            leak = row["leak_position"]
-            has_leak = leak is not None and 0 <= leak <= row["position"][-1]
-            found.append(
-                Curve(
-                    row["trajectory_id"],
-                    row["question_id"],
-                    row["probe"],
-                    row["group"],
-                    row["position"],
-                    row["lhat"],
-                    leak if has_leak else None,
-                    max(row["num_tokens"], 1),
-                )
-            )
-    return found

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from raml_ray.formulas.lhat import ema
-from raml_ray.stages.report_data import METRICS, Curve, Evaluation, Run
+from raml_ray.stages.report_curves import Curve, probed
+from raml_ray.stages.report_data import METRICS, Evaluation, Run, StepResult
 
 LINEAGE_COLOURS = {(): "#8c8c8c", ("sft",): "#0072B2", ("grpo",): "#E69F00", ("sft", "grpo"): "#009E73"}
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#7A68A6", "#A6761D", "#1B9E9E", "#B8A500", "#555555")
@@ -46,6 +47,8 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "raml",
 }
 GRID_POINTS = 101
+BAND_RESAMPLES = 500
+"""Of the trajectories, behind the shaded interval of a mean curve."""
 RASTER_POINTS = 20_000
 """From so many points on the faint lines are drawn as pixels, or the page would weigh megabytes."""
 
@@ -67,7 +70,9 @@ def figures(run: Run, curves_by_step: Mapping[str, Sequence[Curve]]) -> list[Fig
     """Every figure that the run has data for."""
     with mpl.rc_context(STYLE):
         found = [_evaluation(run.evaluations) if run.evaluations else None, _training(run)]
-        found += [_lhat(step, rows, run.config.analyze.ema_alpha) for step, rows in curves_by_step.items() if rows]
+        for step in run.of_stage("analyze"):
+            if rows := curves_by_step[step.name]:
+                found.append(_lhat(step, rows, run.config.analyze.ema_alpha))
     return [figure for figure in found if figure is not None]
 
 
@@ -92,7 +97,7 @@ def _evaluation(evaluations: Sequence[Evaluation]) -> Figure:
     for axis, metric in zip(axes, METRICS, strict=True):
         for index, (one, colour) in enumerate(zip(evaluations, palette, strict=True)):
             for place, name in enumerate(sets):
-                if name in one.sets:
+                if name in one.sets and metric in one.sets[name].intervals:
                     value = one.sets[name].intervals[metric]
                     x = place + (index - (len(evaluations) - 1) / 2) * width
                     axis.bar(x, value.mean, width * 0.92, color=colour, label=one.label if place == 0 else None)
@@ -101,10 +106,11 @@ def _evaluation(evaluations: Sequence[Evaluation]) -> Figure:
                     rows.append({"policy": one.label, "set": name, "metric": metric, **value._asdict()})
         axis.set_title(names[metric])
         axis.set_xticks(range(len(sets)), sets)
+        axis.set_xlabel("question set")
         axis.set_ylim(0, 1.02)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.grid(axis="x", visible=False)
-    axes[0].set_ylabel("questions' mean, %")
+    axes[0].set_ylabel("mean over questions, %")
     handles = [mpl.patches.Patch(color=c, label=o.label) for o, c in zip(evaluations, palette, strict=True)]
     canvas.legend(handles=handles, loc="outside upper left", ncols=min(len(evaluations), 5))
     caption = "Mean over the questions of each set; the bars' whiskers are 95 % bootstrap intervals over questions."
@@ -158,7 +164,10 @@ def _training(run: Run) -> Figure | None:
         axis.legend(fontsize=9)
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
-    caption = "Faint: every step. Bold: mean over a centred window of a tenth of the steps, where there are over 30."
+    caption = (
+        "Faint: every step. Bold: mean over a centred window of a tenth of the steps, where there are over 30."
+        " One training run each, so there is no interval."
+    )
     return _finished("training", "Training curves", caption, canvas, rows)
 
 
@@ -177,10 +186,10 @@ def _line(axis: Axes, points: Sequence[tuple[float, float]], label: str, colour:
     axis.plot(x, total, color=colour, label=label, linewidth=1.8)
 
 
-def _lhat(step: str, curves: Sequence[Curve], alpha: float) -> Figure:
+def _lhat(step: StepResult, curves: Sequence[Curve], alpha: float) -> Figure:
     """Raw curves with their mean, and beside them the paper's smoothing of the same curves."""
     probes = list(dict.fromkeys(curve.probe for curve in curves))
-    canvas = Canvas(figsize=(10.5, 3.7 * len(probes)))
+    canvas = Canvas(figsize=(10.5, 3.9 * len(probes)))
     panels = canvas.subplots(len(probes), 2, sharex=True, sharey=True, squeeze=False)
     rows: list[dict[str, Any]] = []
     rasterized = sum(len(curve.lhat) for curve in curves) > RASTER_POINTS
@@ -191,27 +200,34 @@ def _lhat(step: str, curves: Sequence[Curve], alpha: float) -> Figure:
                 continue
             for axis, kind in ((left, "raw"), (right, "ema")):
                 _curve_group(axis, members, colour, group, alpha if kind == "ema" else None, rasterized)
+                _leaks(axis, members, colour)
             rows += [row for curve in members for row in _curve_rows(curve, alpha)]
-            leaks = [curve.leak_position / curve.num_tokens for curve in members if curve.leak_position is not None]
-            down = [-0.04] * len(leaks)
-            (rug,) = left.plot(leaks, down, "|", color=colour, markersize=8, clip_on=False)
-            rug.set_transform(left.get_xaxis_transform())
-            rug.set_in_layout(False)
         name = f" [{probe}]" if len(probes) > 1 else ""
         left.set_title(f"As measured{name}")
         right.set_title(f"The paper's smoothing (EMA, alpha = {alpha:g}){name}")
-        left.set_ylabel("L-hat, nats per answer token")
-        left.legend(fontsize=9)
+        for axis in (left, right):
+            axis.set_ylabel("L-hat, nats per answer token")
+            axis.tick_params(labelleft=True)
+        left.legend(fontsize=9, loc="upper left")
         left.set_ylim(bottom=0)
     for axis in panels[-1]:
-        axis.set_xlabel("position in the trajectory (0 = first token, 1 = last)")
+        axis.set_xlabel("prefix, as a share of the last probed one")
         axis.tick_params(axis="x", pad=9)
         axis.set_xlim(0, 1)
     caption = (
-        "Faint: single trajectories. Bold: their mean over the normalised position. Ticks under the axis: where the"
-        " answer is first written. The smoothing lags behind: a step there looks like a slope here."
+        f"Probed: {probed(step, curves)}. Faint: single trajectories. Bold: their mean over the normalised position,"
+        f" with its 95 % bootstrap interval over trajectories (shaded). Ticks under the axis: where the answer is first"
+        f" written. The smoothing lags behind: a step there looks like a slope here."
     )
-    return _finished(f"lhat_{step}", f"L-hat along the trajectory ({step})", caption, canvas, rows)
+    return _finished(f"lhat_{step.name}", f"L-hat along the trajectory ({step.name})", caption, canvas, rows)
+
+
+def _leaks(axis: Axes, curves: Sequence[Curve], colour: str) -> None:
+    """Ticks under the axis where trajectories first write the answer."""
+    leaks = [curve.leak_position / max(curve.position[-1], 1) for curve in curves if curve.leak_position is not None]
+    (rug,) = axis.plot(leaks, [-0.04] * len(leaks), "|", color=colour, markersize=8, clip_on=False)
+    rug.set_transform(axis.get_xaxis_transform())
+    rug.set_in_layout(False)
 
 
 def _curve_group(
@@ -220,24 +236,26 @@ def _curve_group(
     grid = np.linspace(0, 1, GRID_POINTS)
     on_grid = []
     for curve in curves:
-        x, y = np.array(curve.position) / curve.num_tokens, np.array(curve.lhat)
-        if alpha is not None:
-            y = ema(y, alpha)
-        axis.plot(x, y, color=colour, alpha=0.18, linewidth=0.8, rasterized=rasterized)
-        on_grid.append(np.interp(grid, x, y))
+        y = np.array(curve.lhat) if alpha is None else ema(curve.lhat, alpha)
+        axis.plot(curve.share, y, color=colour, alpha=0.12, linewidth=0.7, rasterized=rasterized)
+        on_grid.append(np.interp(grid, curve.share, y))
+    values = np.array(on_grid)
+    drawn = np.random.default_rng(0).integers(len(values), size=(BAND_RESAMPLES, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975], axis=0)
+    axis.fill_between(grid, low, high, color=colour, alpha=0.25, linewidth=0)
     label = f"{group} ({len(curves)} trajectories)"
-    axis.plot(grid, np.mean(on_grid, axis=0), color=colour, linewidth=2.4, label=label)
+    axis.plot(grid, values.mean(axis=0), color=colour, linewidth=2.2, label=label)
 
 
 def _curve_rows(curve: Curve, alpha: float) -> Iterator[dict[str, Any]]:
-    smooth = ema(np.array(curve.lhat), alpha)
-    for position, raw, smoothed in zip(curve.position, curve.lhat, smooth, strict=True):
+    smooth = ema(curve.lhat, alpha)
+    for position, share, raw, smoothed in zip(curve.position, curve.share, curve.lhat, smooth, strict=True):
         yield {
             "trajectory_id": curve.trajectory_id,
             "group": curve.group,
             "probe": curve.probe,
             "position": position,
-            "x": position / curve.num_tokens,
+            "x": share,
             "lhat": raw,
             "ema": float(smoothed),
             "leak_position": curve.leak_position,

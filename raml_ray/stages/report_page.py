@@ -8,9 +8,10 @@ from typing import NamedTuple
 from raml_ray.config import dump
 from raml_ray.formulas.metrics import Interval
 from raml_ray.provenance import without_secrets
-from raml_ray.stages.report_claims import PRIMARY, Claim, Measurement, Outcome, is_near_zero
+from raml_ray.stages.report_claims import is_near_zero
 from raml_ray.stages.report_data import Run
 from raml_ray.stages.report_figures import Figure
+from raml_ray.stages.report_outcomes import PRIMARY, RULE, Claim, Measurement, Outcome
 from raml_ray.stages.report_tables import (
     figure_html,
     policies,
@@ -114,10 +115,9 @@ def _summary(run: Run, claims: Sequence[Claim]) -> str:
     parts.append(f"<p>Of {len(claims)} claims of the paper that this run can speak to, {_counted(counts)}.</p>\n")
     parts.append(f'<ul class="claims">\n{"".join(map(_claim_line, claims))}</ul>\n')
     parts.append(
-        f'<p class="note">One training seed ({run.config.seed}): the intervals are over questions (paired bootstrap,'
-        " 95 %), not over training seeds, so another seed may fall outside them. A claim about policies is decided by"
-        " mG-Pass@k: it holds if the interval of the difference is above zero on every set, and does not hold if it is"
-        " below zero on one; otherwise it is undecided.</p>\n"
+        f'<p class="note">{escape(RULE)} Claims about L-hat are decided on what is measured before the answer is written.'
+        f" One training seed ({run.config.seed}): the intervals are over questions (bootstrap of paired differences), not"
+        " over training seeds, so another seed may fall outside them.</p>\n"
     )
     parts.append(_comparisons(claims))
     return section("What came out, and what did not come out as the paper says", *parts)
@@ -136,7 +136,8 @@ def _claim_line(claim: Claim) -> str:
     figures = "; ".join(f"{escape(one.where)} {_difference(one)}" for one in shown)
     if len(primary) > 1:
         num_holding = sum(one.outcome is Outcome.HOLDS for one in primary)
-        figures = f"holds in {num_holding} of {len(primary)}: {figures}"
+        level = f"intervals at {100 * primary[0].level:.3g} %"
+        figures = f"holds in {num_holding} of {len(primary)} ({level}): {figures}"
     note = f'<br><span class="note">{escape(claim.note)}</span>' if claim.note else ""
     return (
         f'<li><span class="{CLASSES[claim.outcome]}">{claim.outcome}</span><span>{escape(claim.text)}'
@@ -168,7 +169,8 @@ def _comparisons(claims: Sequence[Claim]) -> str:
                 escape(one.where),
                 escape(names.get(one.metric, one.metric)),
                 _difference(one),
-                "-" if one.num_questions is None else str(one.num_questions),
+                f"{100 * one.level:.3g} %",
+                str(one.num_questions),
                 f'<span class="{CLASSES[one.outcome]}">{one.outcome}</span>',
             ],
             numbers_from=9,
@@ -178,7 +180,7 @@ def _comparisons(claims: Sequence[Claim]) -> str:
     ]
     if not rows:
         return ""
-    header = ["claim", "difference of", "on", "of", "difference, 95 % interval", "questions", "alone it says"]
+    header = ["claim", "difference of", "on", "of", "difference, interval", "level", "questions", "alone it says"]
     listed = table(header, rows, 9)
     return f"<details><summary>all {len(rows)} comparisons</summary>\n{listed}</details>\n"
 

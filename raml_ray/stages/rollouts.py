@@ -8,19 +8,19 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import ray
 from transformers import PreTrainedTokenizerBase
 
 from raml_ray import cluster, records
 from raml_ray.config import ConfigError, fingerprint
 from raml_ray.records import Question, Rejected, Trajectory
 from raml_ray.settings import EngineConfig, PromptConfig
+from raml_ray.stages import mapping
 from raml_ray.stages.context import Context, Counts
 from raml_ray.storage import Folder
 from raml_ray.text import prompts
@@ -64,15 +64,18 @@ def sample(
     num_samples: int,
     num_engines: int,
     shard_questions: int,
+    questions_rejected: int,
 ) -> tuple[Counts, dict[str, Any]]:
     """Write `num_samples` trajectories of every question to the step's folder; what is there already stays.
 
-    Returns the counts (a row is a question's sample) and figures: tokens, seconds of generation, tokens per second.
+    Returns the counts (a row is a question's sample, of rejected questions too) and figures: trajectories, distinct
+    texts, tokens, truncated ones, and why rows were rejected.
 
-    Raises: ConfigError if the engines do not fit the cluster; RuntimeError if rows were lost.
+    Raises: ConfigError if the engines do not fit the cluster, the policy cannot be used, no prompt fits the engine, or
+    the shards that are there belong to other questions; RuntimeError if rows were lost.
     """
     config, folder = context.config, context.folder
-    folder.write_table(QUESTIONS, records.table((asdict(question) for question in questions), records.QUESTION))
+    _keep_questions(context, questions)
     num_shards = math.ceil(len(questions) / shard_questions)
     done = set((folder / TRAJECTORIES).names("shard-", ".parquet"))
     missing = [index for index in range(num_shards) if shard_name(index) not in done]
@@ -88,8 +91,56 @@ def sample(
                 "Ray Data's own tasks": (1, 0),
             }
         )
+        _check_prompts(context, questions)
         _sample_shards(context, missing, sampling, num_samples, num_engines, shard_questions)
-    return _counted(folder, len(questions) * num_samples)
+    wanted = [sample_key(question.question_id, index) for question in questions for index in range(num_samples)]
+    return _counted(folder, wanted, questions_rejected * num_samples)
+
+
+def sample_key(question_id: str, index: int) -> str:
+    """What names a question's sample before it has an id."""
+    return f"{question_id}#{index}"
+
+
+def _keep_questions(context: Context, questions: Sequence[Question]) -> None:
+    """Shards count questions by their place in this table: it must not change under shards that are there."""
+    folder, table = context.folder, records.table(questions, records.QUESTION)
+    if not (folder / TRAJECTORIES).names("shard-", ".parquet"):
+        folder.write_table(QUESTIONS, table)
+    elif not (folder.exists(QUESTIONS) and folder.read_table(QUESTIONS).equals(table)):
+        raise ConfigError(
+            f"step {context.step.name!r}: {folder.path} holds trajectories of other questions than its question set has"
+            f" now: start it anew with --redo {context.step.name}"
+        )
+
+
+def opened_policy(context: Context) -> tuple[str, PreTrainedTokenizerBase]:
+    """The policy's local folder and its tokenizer, looked at before any worker starts.
+
+    Raises: ConfigError if the folder lacks something.
+    """
+    path = context.policy_path
+    try:
+        policies.check_folder(path, weights=True)
+        return path, policies.load_tokenizer(path)
+    except (ValueError, OSError) as error:  # OSError: of a hub name that is none
+        raise ConfigError(f"step {context.step.name!r}: {error}") from None
+
+
+def _check_prompts(context: Context, questions: Sequence[Question]) -> None:
+    """Refuse, before any engine starts, a policy that ends no response and prompts of which none can be answered."""
+    config = context.config
+    path, tokenizer = opened_policy(context)
+    stop_token_ids(path, tokenizer)
+    try:
+        lengths = (len(prompts.prompt_token_ids(tokenizer, question.problem, config.prompt)) for question in questions)
+        if not any(length < config.engine.max_model_len for length in lengths):
+            raise ConfigError(
+                f"step {context.step.name!r}: engine.max_model_len={config.engine.max_model_len} leaves no room for a"
+                f" response to any of {len(questions)} prompts: raise it"
+            )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _sample_shards(
@@ -108,17 +159,21 @@ def _sample_shards(
         "seed": config.seed,
         "stage": context.step.stage,
     }
-    shards = ray.data.from_items([{"shard": index} for index in missing], override_num_blocks=len(missing))
-    made = shards.map_batches(
+    engine = config.engine
+    made = mapping.over_shards(
+        context.step.name,
+        [{"shard": index} for index in missing],
         ShardSampler,
-        fn_constructor_kwargs={"job": job},
-        batch_size=1,
-        num_cpus=config.engine.cpus_per_engine,
-        num_gpus=config.engine.gpus_per_engine,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(num_engines, len(missing))),
+        {"job": job},
+        mapping.Workers(num_engines, engine.cpus_per_engine, engine.gpus_per_engine),
+        # A shard may have to wait for an engine that takes a dead one's place.
+        mapping.Patience(
+            engine.start_timeout_s + engine.request_timeout_s,
+            f"engine.start_timeout_s={engine.start_timeout_s:g} + engine.request_timeout_s={engine.request_timeout_s:g}",
+        ),
     )
     began = time.monotonic()
-    for finished, row in enumerate(made.iter_rows(), start=1):
+    for finished, row in enumerate(made, start=1):
         logger.info(
             "%s: shard %d of %d, %d rows, %.0f tokens/s, %.0f s left",
             context.step.name,
@@ -153,8 +208,7 @@ class ShardSampler:
         began = time.monotonic()
         size = self._job["shard_questions"]
         rows, rejected = self._rows(self._questions[shard * size : (shard + 1) * size])
-        if rejected:
-            (self._folder / "rejected").write_table(shard_name(shard), records.table(rejected, records.REJECTED))
+        mapping.write_rejected(self._folder, shard_name(shard), rejected)
         # Last: the trajectories' file is what says that the shard is made.
         (self._folder / TRAJECTORIES).write_table(shard_name(shard), records.table(rows, records.TRAJECTORY))
         tokens = sum(len(row.token_ids or ()) for row in rows)
@@ -168,7 +222,7 @@ class ShardSampler:
             ids = prompts.prompt_token_ids(self._tokenizer, question.problem, self._prompt)
             special = prompts.special_token_in(self._tokenizer, question.problem)
             for index in range(self._job["num_samples"]):
-                key = f"{question.question_id}#{index}"
+                key = sample_key(question.question_id, index)
                 if special:
                     rejected.append(records.rejected(key, self._job["stage"], f"special_token:{special}", question))
                 else:
@@ -178,14 +232,21 @@ class ShardSampler:
         rows = []
         for (row, _), answer in zip(plan, answers, strict=True):
             if isinstance(answer, Failure):
-                key = f"{row.question_id}#{row.sample_index}"
+                key = sample_key(row.question_id, row.sample_index)
                 rejected.append(records.rejected(key, self._job["stage"], answer.reason, row))
             else:
                 rows.append(self._answered(row, answer))
         return rows, rejected
 
     def _unanswered(self, question: Question, index: int, prompt_ids: list[int]) -> Trajectory:
-        how = fingerprint({"prompt": self._prompt, "sampling": self._sampling.to_json(), "max_len": self._max_len})
+        how = fingerprint(
+            {
+                "prompt": self._prompt,
+                "sampling": self._sampling.to_json(),
+                "max_len": self._max_len,
+                "seed": self._job["seed"],
+            }
+        )
         identity = records.trajectory_id(question.question_id, self._policy_id, how, index)
         return Trajectory(
             trajectory_id=identity,
@@ -212,25 +273,21 @@ class ShardSampler:
         )
 
 
-def _counted(folder: Folder, rows_in: int) -> tuple[Counts, dict[str, Any]]:
+def _counted(folder: Folder, wanted: Sequence[str], unasked: int) -> tuple[Counts, dict[str, Any]]:
+    """Counts and figures of what the folder holds; `unasked` are the rows of questions that were set aside."""
     table = (folder / TRAJECTORIES).read_tables("shard-", records.TRAJECTORY)
-    ids = table["trajectory_id"].to_pylist()
-    if len(set(ids)) != len(ids):
-        raise RuntimeError(f"{len(ids) - len(set(ids))} trajectories of {folder.path} are there twice")
     rejected = (folder / "rejected").read_tables("shard-", records.REJECTED)
+    question_ids = table["question_id"].to_pylist()
+    samples = zip(question_ids, table["sample_index"].to_pylist(), strict=True)
+    mapping.check_complete(folder, wanted, [sample_key(*sample) for sample in samples], rejected["row_key"].to_pylist())
     lengths = [len(tokens) for tokens in table["token_ids"].to_pylist() if tokens is not None]
     figures = {
         "trajectories": table.num_rows,
-        "distinct_texts": len(set(zip(table["question_id"].to_pylist(), table["text"].to_pylist(), strict=True))),
+        "distinct_texts": len(set(zip(question_ids, table["text"].to_pylist(), strict=True))),
         "tokens": sum(lengths),
         "truncated": table["finish_reason"].to_pylist().count("length"),
-        "rejected_reasons": _tally(rejected, "reason"),
+        "rejected_reasons": dict(sorted(Counter(rejected["reason"].to_pylist()).items())),
     }
-    counts = Counts(rows_in=rows_in, rows_out=table.num_rows, rejected=rejected.num_rows)
+    counts = Counts(rows_in=len(wanted) + unasked, rows_out=table.num_rows, rejected=rejected.num_rows + unasked)
     counts.check()
     return counts, figures
-
-
-def _tally(table: pa.Table, column: str) -> dict[str, int]:
-    names: list[str] = table[column].to_pylist()
-    return {name: names.count(name) for name in sorted(set(names))}

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 
 import fsspec
 import pyarrow.parquet as pq
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 MINIATURE = "miniature:"
 HUGGING_FACE = "hf:"
+ROWS_LOOKED_AT = 1000
+"""A column that none of so many first rows has is a wrong setting and not a flaw of rows."""
 
 
 def rows(data: DataConfig) -> Iterator[Row]:
@@ -28,15 +30,14 @@ def rows(data: DataConfig) -> Iterator[Row]:
         found = _hugging_face(data)
     else:
         found = chain.from_iterable(_file_rows(name) for name in _files(data.path))
-    first = next(found, None)
-    if first is None:
+    first = list(islice(found, ROWS_LOOKED_AT))
+    if not first:
         raise ConfigError(f"data.path={data.path!r} holds no row: give a file with at least one question")
-    if first.value is not None:
-        try:
-            reading.check_columns(first.value, data)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-    yield first
+    try:
+        reading.check_columns([row.value for row in first if row.value is not None], data)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    yield from first
     yield from found
 
 

@@ -8,7 +8,7 @@ import ray
 
 from raml_ray import records, storage
 from raml_ray.config import ConfigError
-from raml_ray.records import Verdict
+from raml_ray.records import Question, Verdict
 from raml_ray.settings import PromptConfig
 from raml_ray.stages.context import Context, Counts
 from raml_ray.storage import Folder
@@ -29,7 +29,7 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     Raises: ConfigError if nothing is left to train on.
     """
     settings = context.config.sft
-    rows, problems = judged(context)
+    rows, questions = judged(context)
     mine = [row for row in rows if not settings.policies or row["policy_id"].partition("@")[0] in settings.policies]
     by_question: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in mine:
@@ -45,7 +45,7 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
             f" (there are: {', '.join(names) or 'none'}); generate more, or set sft.policies"
         )
     wanted = {groups[q][t]["trajectory_id"]: groups[q][t] for q, t in chosen}
-    encoded = _encoded(context, list(wanted.values()), problems)
+    encoded, num_long = _encoded(context, list(wanted.values()), questions)
     table = batches.table(
         encoded[groups[q][t]["trajectory_id"]] for q, t in chosen if groups[q][t]["trajectory_id"] in encoded
     )
@@ -54,8 +54,12 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
             f"sft.max_length={settings.max_length} has room for none of {len(wanted)} trajectories: raise it"
         )
     (context.folder / EXAMPLES).write_table("shard-000000.parquet", table)
-    num_long = len(wanted) - len(encoded)
-    counts = Counts(len(rows), len(encoded), num_long, len(rows) - len(wanted))
+    there = (context.folder / EXAMPLES).read_table("shard-000000.parquet")
+    if not there.equals(table):
+        raise RuntimeError(
+            f"{context.folder.path}: {table.num_rows} examples were written, {there.num_rows} can be read"
+        )
+    counts = Counts(_num_trajectories(context), len(encoded), num_long, len(rows) - len(wanted))
     return counts, {
         "examples": table.num_rows,
         "distinct_trajectories": len(encoded),
@@ -63,15 +67,33 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     }
 
 
-def judged(context: Context) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Every judged trajectory that the step takes, and the problem of every question, by id."""
+def judged(context: Context) -> tuple[list[dict[str, Any]], dict[str, Question]]:
+    """Every judged trajectory that the step takes, and every question, by id.
+
+    Raises: ConfigError if a trajectory is there twice, or two questions share an id.
+    """
     rows: list[dict[str, Any]] = []
-    problems: dict[str, str] = {}
+    questions: dict[str, Question] = {}
+    paths: list[str] = []
     for folder, sources in judged_folders(context):
         rows += storage.verified(folder, sources)
+        paths += [source.path for source in sources]
         for source in sources:
-            problems |= {key: question.problem for key, question in storage.questions(source).items()}
-    return rows, problems
+            for key, question in storage.questions(source).items():
+                other = questions.setdefault(key, question)
+                if (other.problem, other.answer) != (question.problem, question.answer):
+                    raise ConfigError(
+                        f"question {key!r} of {source.path} is another one than that of an earlier step in"
+                        f" {', '.join(paths)}: give the question sets distinct ids"
+                    )
+    storage.check_distinct([row["trajectory_id"] for row in rows], paths)
+    return rows, questions
+
+
+def _num_trajectories(context: Context) -> int:
+    """Of all sources, as their own summaries count them."""
+    sources = [source for _, folders in judged_folders(context) for source in folders]
+    return sum(int(storage.summary(source)["counts"]["rows_out"]) for source in sources)
 
 
 def judged_folders(context: Context) -> list[tuple[Folder, list[Folder]]]:
@@ -83,13 +105,17 @@ def judged_folders(context: Context) -> list[tuple[Folder, list[Folder]]]:
     return found
 
 
-def _encoded(context: Context, rows: list[dict[str, Any]], problems: dict[str, str]) -> dict[str, batches.Example]:
-    """The trajectories in the student's own tokens; those that are too long are kept under rejected/."""
+def _encoded(
+    context: Context, rows: list[dict[str, Any]], questions: dict[str, Question]
+) -> tuple[dict[str, batches.Example], int]:
+    """The trajectories in the student's own tokens, and how many were too long; those are kept under rejected/."""
     limit = context.config.sft.max_length
     encode = ray.remote(_encode).options(num_cpus=1)
     examples = ray.get(
         encode.remote(
-            [(problems[row["question_id"]], row["text"]) for row in rows], context.policy_path, context.config.prompt
+            [(questions[row["question_id"]].problem, row["text"]) for row in rows],
+            context.policy_path,
+            context.config.prompt,
         )
     )
     fitting, rejected = {}, []
@@ -100,7 +126,7 @@ def _encoded(context: Context, rows: list[dict[str, Any]], problems: dict[str, s
             reason = f"too_long:{len(example)} tokens, sft.max_length={limit}"
             rejected.append(records.rejected(row["trajectory_id"], "sft", reason, row))
     context.reject(rejected, "trajectories")
-    return fitting
+    return fitting, len(rejected)
 
 
 def _encode(pairs: list[tuple[str, str]], policy_path: str, prompt: PromptConfig) -> list[batches.Example]:

@@ -1,6 +1,6 @@
 """A verdict of every trajectory.   trajectories -> verdicts/"""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from raml_ray import records, storage
@@ -15,8 +15,8 @@ def run(context: Context) -> Outcome:
     sources = context.sources
     if not sources:
         raise ConfigError(f"step {context.step.name!r} takes no data: name the steps whose trajectories it judges")
-    rows_in = sum(storage.trajectories(source).num_rows for source in sources)
-    judged, figures = judging.judge(context.folder, sources, context.config.verify)
+    rows_in = sum(int(storage.summary(source)["counts"]["rows_out"]) for source in sources)
+    judged, figures = judging.judge(context.step.name, context.folder, sources, context.config.verify)
     agreement = _agreement(context.folder, sources)
     if agreement:
         figures["agreement"] = agreement
@@ -24,28 +24,39 @@ def run(context: Context) -> Outcome:
 
 
 def _agreement(folder: Folder, sources: list[Folder]) -> dict[str, Any]:
-    """Our verdicts against the published ones, by policy and together; empty where none were published."""
-    verdicts = dict(
-        zip(
-            *(
-                (folder / judging.VERDICTS).read_tables("shard-", records.VERDICT)[name].to_pylist()
-                for name in ("trajectory_id", "verdict")
-            ),
-            strict=True,
-        )
-    )
-    pairs: Counter[tuple[bool, bool]] = Counter()
+    """Our verdicts against the published ones, together and by policy; empty where none were published.
+
+    A timeout or error of the judge says nothing about the answer: those are counted as `unjudged` and left out.
+    """
+    rows = (folder / judging.VERDICTS).read_tables("shard-", records.VERDICT).to_pylist()
+    verdicts = {row["trajectory_id"]: Verdict(row["verdict"]) for row in rows}
+    pairs: dict[str, Counter[tuple[Verdict, bool]]] = defaultdict(Counter)
     for source in sources:
         if not source.exists("labels.parquet"):
             continue
+        held = storage.trajectories(source).select(["trajectory_id", "policy_id"]).to_pylist()
+        policies = {row["trajectory_id"]: row["policy_id"] for row in held}
         for row in source.read_table("labels.parquet").to_pylist():
-            pairs[verdicts[row["trajectory_id"]] == Verdict.CORRECT, row["label"]] += 1
+            key = row["trajectory_id"]
+            pairs[policies[key]][verdicts[key], row["label"]] += 1
     if not pairs:
         return {}
+    together = sum(pairs.values(), Counter[tuple[Verdict, bool]]())
+    return _table(together) | {"by_policy": {policy: _table(pairs[policy]) for policy in sorted(pairs)}}
+
+
+def _table(pairs: Counter[tuple[Verdict, bool]]) -> dict[str, Any]:
+    """How often which of the two says correct; `fraction` is the share of judged ones in which both say the same."""
+    judged: Counter[tuple[bool, bool]] = Counter()
+    for (verdict, label), count in pairs.items():
+        if verdict.is_judgement:
+            judged[verdict is Verdict.CORRECT, label] += count
+    agreed = judged[True, True] + judged[False, False]
     return {
-        "both_correct": pairs[True, True],
-        "both_wrong": pairs[False, False],
-        "only_ours": pairs[True, False],
-        "only_published": pairs[False, True],
-        "fraction": (pairs[True, True] + pairs[False, False]) / pairs.total(),
+        "both_correct": judged[True, True],
+        "both_wrong": judged[False, False],
+        "only_ours": judged[True, False],
+        "only_published": judged[False, True],
+        "unjudged": pairs.total() - judged.total(),
+        "fraction": agreed / judged.total() if judged else None,
     }

@@ -1,7 +1,7 @@
 """Rows of any question set -> questions, or rows set aside with a reason."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raml_ray import records
@@ -30,8 +30,8 @@ def lookup(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def check_columns(row: Mapping[str, Any], data: DataConfig) -> None:
-    """Refuse a mapping that names columns the source has not.
+def check_columns(rows: Sequence[Mapping[str, Any]], data: DataConfig) -> None:
+    """Refuse a mapping that names a column which none of these rows has; a single row without it is set aside later.
 
     Raises: ValueError that names the setting, the column and the columns there are.
     """
@@ -41,10 +41,17 @@ def check_columns(row: Mapping[str, Any], data: DataConfig) -> None:
     wanted |= {f"data.texts.{name}": column for name, column in data.texts.items()}
     wanted |= {f"data.labels.{name}": column for name, column in data.labels.items()}
     for setting, column in wanted.items():
-        try:
-            lookup(row, column)
-        except KeyError:
-            raise ValueError(f"{setting}={column!r}: {data.path} has no such column; it has {sorted(row)}") from None
+        if rows and not any(_has(row, column) for row in rows):
+            there = sorted({name for row in rows for name in row})
+            raise ValueError(f"{setting}={column!r}: {data.path} has no such column; it has {there}")
+
+
+def _has(row: Mapping[str, Any], column: str) -> bool:
+    try:
+        lookup(row, column)
+    except KeyError:
+        return False
+    return True
 
 
 def _text(value: Any) -> str:

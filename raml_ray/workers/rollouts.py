@@ -45,6 +45,16 @@ def questions_of_step(questions: Sequence[Question], step: int, *, num: int, see
     return chosen
 
 
-def request(question: Question, prompt_token_ids: list[int], *, version: int, index: int, seed: int) -> Request:
-    """The request of one sample; its seed is a hash of everything that makes it this sample and not another."""
-    return Request(prompt_token_ids, records.seed_of(seed, "grpo", version, question.question_id, index))
+def requests_of_step(
+    asked: Sequence[Question], prompts: Sequence[list[int]], version: int, *, num: int, seed: int
+) -> list[Request]:
+    """`num` requests for every question of a step, in their order, each with a seed of its own.
+
+    A seed is a hash of everything that makes a sample this one and not another: the place in the step, too, since at
+    the border of two epochs a step may ask the same question twice.
+    """
+    return [
+        Request(ids, records.seed_of(seed, "grpo", version, place, question.question_id, index))
+        for place, (question, ids) in enumerate(zip(asked, prompts, strict=True))
+        for index in range(num)
+    ]

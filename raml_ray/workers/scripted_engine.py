@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import random
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,11 @@ from raml_ray.workers.engine import Completion, Failure, Request, Sampling, refu
 
 
 class ScriptedEngine:
-    """What `Engine` is to its callers. Every token is uniform over the vocabulary and depends on nothing but the seed."""
+    """What `Engine` is to its callers. Every token is uniform over the vocabulary and depends on nothing but the seed.
+
+    A file `fault-MOMENT-KIND-ANYTHING` in the policy folder befalls one engine, the first that comes by, and is then
+    gone: at the moment `start`, `load` or `generate` (halfway through its requests) it will `die`, `hang` or `raise`.
+    """
 
     def __init__(
         self,
@@ -36,6 +42,21 @@ class ScriptedEngine:
         self._vocab_size = vocab_size or int(json.loads(config.read_text())["vocab_size"])
         self._settings, self._policy_path, self._seed, self._version = settings, policy_path, seed, 0
         self._seconds_per_token = seconds_per_token
+        self._befall("start")
+
+    def _befall(self, moment: str) -> None:
+        for file in sorted(Path(self._policy_path).glob(f"fault-{moment}-*")):
+            try:
+                file.unlink()
+            except FileNotFoundError:  # it has befallen another engine
+                continue
+            match file.name.split("-")[2]:
+                case "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "hang":
+                    time.sleep(3600)
+                case _:
+                    raise RuntimeError(f"a scripted engine came by {file.name}")
 
     @property
     def version(self) -> int:
@@ -47,7 +68,10 @@ class ScriptedEngine:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion | Failure]:
         """A response of 1 to max_tokens tokens, or why there is none, for every request."""
-        return [self._reply(request, sampling) for request in requests]
+        half = len(requests) // 2
+        replies = [self._reply(request, sampling) for request in requests[:half]]
+        self._befall("generate")
+        return replies + [self._reply(request, sampling) for request in requests[half:]]
 
     def _reply(self, request: Request, sampling: Sampling) -> Completion | Failure:
         reason = refusal(request.prompt_token_ids, self._vocab_size, self._settings.max_model_len)
@@ -73,6 +97,7 @@ class ScriptedEngine:
 
     def load_weights(self, flat: np.ndarray, layout: weights.Layout, version: int) -> str:
         """The checksum of what arrived, which is then forgotten."""
+        self._befall("load")
         weights.views(flat, layout)
         self._version = version
         return weights.checksum(flat, layout)

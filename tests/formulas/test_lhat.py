@@ -59,25 +59,20 @@ def test_the_papers_relative_changes():
     assert changes.std() == pytest.approx(MISC["relative_change"]["std_population"])
 
 
-def test_the_notebook_looks_one_token_beyond_the_word_and_ours_does_not():
+def test_the_notebook_looks_one_token_beyond_the_word():
     start = MISC["relative_change"]["token_ids"].index(MISC["relative_change"]["reflection_id"])
     assert lhat.paper_word_change(CURVE, start, 1) == pytest.approx(MISC["relative_change"]["reflection_notebook"])
-    assert lhat.word_change(CURVE, start, 1) == pytest.approx(MISC["relative_change"]["reflection_same_window"])
-    assert lhat.word_change(CURVE, start, 1) == pytest.approx(lhat.relative_changes(CURVE)[start - 1])
-
-
-def test_the_signed_change_is_a_log_ratio_with_a_floor():
-    assert lhat.word_log_change(CURVE, 3, 2) == pytest.approx(math.log(0.75 / 6.0))
-    assert lhat.word_log_change([1.0, 0.0], 1, 1, floor=1e-3) == pytest.approx(math.log(1e-3))
+    # the word's own token alone
+    same_window = MISC["relative_change"]["reflection_same_window"]
+    assert lhat.relative_changes(CURVE)[start - 1] == pytest.approx(same_window)
 
 
 def test_words_at_the_edge_or_after_a_zero_have_no_change():
-    assert lhat.word_change(CURVE, 0, 1) is None
-    assert lhat.word_change(CURVE, 4, 1) is not None
+    assert lhat.paper_word_change(CURVE, 0, 1) is None
+    assert lhat.paper_word_change(CURVE, 3, 1) == pytest.approx(abs(0.75 - 6.0) / 6.0)
     assert lhat.paper_word_change(CURVE, 4, 1) is None
-    assert lhat.word_change([0.0, 1.0], 1, 1) is None
+    assert lhat.paper_word_change([0.0, 1.0, 2.0], 1, 1) is None
     assert lhat.relative_changes([0.0, 1.0, 0.5]).tolist() == [0.5]
-    assert lhat.word_log_change(CURVE, 4, 2) is None
 
 
 def test_a_step_at_the_leak_is_all_drop_after_it():

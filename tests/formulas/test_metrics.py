@@ -71,17 +71,8 @@ def test_the_same_seed_gives_the_same_interval():
     assert one != metrics.bootstrap_interval(values, num_resamples=500, seed=4)
 
 
-def test_a_paired_difference_forgets_what_questions_share():
-    easy_and_hard = np.array([0.0, 1.0] * 50)
-    interval = metrics.paired_difference(list(easy_and_hard + 0.1), list(easy_and_hard), num_resamples=200, seed=0)
-    assert interval.low == pytest.approx(0.1)
-    assert interval.high == pytest.approx(0.1)
-
-
-def test_intervals_refuse_nothing_and_unequal_sides():
+def test_intervals_refuse_nothing_and_impossible_levels():
     with pytest.raises(ValueError, match="one value per question"):
         metrics.bootstrap_interval([], num_resamples=10, seed=0)
-    with pytest.raises(ValueError, match="same questions"):
-        metrics.paired_difference([1.0], [1.0, 0.0], num_resamples=10, seed=0)
     with pytest.raises(ValueError, match="level"):
         metrics.bootstrap_interval([1.0], num_resamples=10, seed=0, level=1.0)

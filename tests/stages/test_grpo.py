@@ -13,9 +13,14 @@ from pathlib import Path
 import pytest
 
 from raml_ray import presets
-from raml_ray.config import Step, dump, override
+from raml_ray.config import Config, ConfigError, Step, dump, override
 from raml_ray.metrics_file import read_metrics
+from raml_ray.miniature import base, tokenizer
+from raml_ray.settings import BaseConfig
+from raml_ray.stages import grpo
+from raml_ray.stages.context import Context, Counts
 from raml_ray.storage import Folder
+from raml_ray.workers import fresh
 
 NUM_STEPS = 4
 DEADLINE_S = 400
@@ -60,6 +65,11 @@ def config_of(root: Path, name: str) -> Path:
             "grpo.num_updated": 4,
             "grpo.num_trajectories": 8,
             "tracking.enabled": False,
+            # So easy that a policy of a few steps is right now and then: else no gradient.
+            "miniature.num_slots": 3,
+            "miniature.num_operands": 2,
+            "miniature.deeper_operands": 3,
+            "base.num_steps": 120,
         },
     )
     steps = (Step(name="base", stage="base"), Step(name="grpo", stage="grpo", policy="base"))
@@ -139,3 +149,62 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_undisturbed_one(runs: Path) 
     keys = ("step", "grpo/loss", "grpo/reward", "grpo/grad_norm", "grpo/response_tokens")
     undisturbed = [[row[key] for key in keys] for row in metrics(runs, "undisturbed")]
     assert [[row[key] for key in keys] for row in metrics(runs, "killed")] == undisturbed
+
+
+def learners_and_scripted_engines(folder: Path, **changes: object) -> Context:
+    """A GRPO step of two learners on six rows: four questions, one without an answer, one too long."""
+    words = tokenizer.build()
+    model = fresh.model(BaseConfig(hidden_size=32, num_layers=1, num_heads=1, intermediate_size=32), words, seed=0)
+    base.save(model, words, str(folder / "policy"))
+    rows = [{"problem": f"Sum: {n} 2 3", "answer": str(n + 5)} for n in range(4)]
+    rows += [{"problem": "Sum: 1 2 3", "answer": ""}, {"problem": "Sum:" + " 1" * 100, "answer": "100"}]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings: dict[str, object] = {
+        "root": str(folder),
+        "policy.path": str(folder / "policy"),
+        "data.path": str(folder / "questions.jsonl"),
+        "data.max_rejected_fraction": 0.5,
+        "engine.kind": "scripted",
+        "engine.max_model_len": 64,
+        "verify.num_workers": 1,
+        "train.num_workers": 2,
+        "train.max_failures": 0,
+        "grpo.num_steps": 4,
+        "grpo.sync_check_every": 2,
+        "grpo.questions_per_step": 2,
+        "grpo.num_trajectories": 2,
+        "grpo.num_updated": 2,
+        "grpo.max_tokens": 8,
+    }
+    step = Step(name="grpo", stage="grpo")
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    config = override(Config(steps=(step,)), settings | named)
+    return Context(config, step, Folder(str(folder / "run")), config)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_no_learner_samples_before_the_engines_have_the_version(cluster: None, tmp_path: Path) -> None:
+    outcome = grpo.run(learners_and_scripted_engines(tmp_path))
+    assert outcome.figures["grpo/versions"] == 4
+    assert outcome.counts == Counts(rows_in=6, rows_out=4, rejected=1, filtered=1)
+    assert [row["step"] for row in read_metrics(Folder(str(tmp_path / "run" / "grpo")))] == [1, 2, 3, 4]
+
+
+def test_settings_that_no_engine_and_learner_could_do_together_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.dtype=float16: .* set engine\.dtype"):
+        grpo.run(learners_and_scripted_engines(tmp_path, engine__dtype="float16"))
+    impatient = learners_and_scripted_engines(tmp_path, grpo__sample_timeout_s=900)
+    with pytest.raises(ConfigError, match=r"grpo\.sample_timeout_s=900 .*engine\.request_timeout_s=600"):
+        grpo.run(impatient)
+    grpo.check(Config())
+
+
+def test_the_driver_does_without_what_only_ranks_need() -> None:
+    code = (
+        "import sys, raml_ray.stages.grpo\n"
+        "heavy = {'torch.distributed.fsdp', 'torch.distributed.checkpoint', 'transformers.modeling_utils'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,10 +14,12 @@ from raml_ray import records
 from raml_ray.config import Config, override
 from raml_ray.formulas.metrics import bootstrap_interval
 from raml_ray.metrics_file import MetricsFile
-from raml_ray.stages import report, report_claims, report_data
-from raml_ray.stages.report_claims import Outcome
+from raml_ray.stages import pipeline, report, report_data, report_outcomes
+from raml_ray.stages.context import manifest
+from raml_ray.stages.report_outcomes import Outcome
 from raml_ray.storage import Folder
 
+METRICS = ("accuracy", "pass_at_k", "mg_pass_at_k", "g_pass_at_k_0.5", "g_pass_at_k_1.0")
 STEPS: tuple[dict[str, Any], ...] = (
     {"name": "start", "stage": "base"},
     {"name": "made", "stage": "generate", "overrides": {"generate.source": "oracle"}},
@@ -61,6 +64,7 @@ def finish(
     }
     folder = folder_of(config) / name
     folder.write_json("summary.json", summary)
+    folder.write_json("manifest.json", manifest(pipeline.context_of(config, step, folder_of(config)), {}))
     return folder
 
 
@@ -69,9 +73,8 @@ def evaluated(config: Config, name: str, values: dict[str, Sequence[float]]) -> 
     sets, rows = {}, []
     for set_name, per_question in values.items():
         found = bootstrap_interval(per_question, num_resamples=200, seed=0)._asdict()
-        metrics = ("accuracy", "pass_at_k", "mg_pass_at_k", "g_pass_at_k_0.5", "g_pass_at_k_1.0")
         sets[set_name] = {"num_questions": len(per_question), "mean_tokens": 31.0, "truncated_fraction": 0.0,
-                          "unreadable_fraction": 0.25} | dict.fromkeys(metrics, found)  # fmt: skip
+                          "unreadable_fraction": 0.25} | dict.fromkeys(METRICS, found)  # fmt: skip
         rows += [
             {"set": set_name, "question_id": f"q{i}", "num_samples": 16, "num_correct": round(16 * value)}
             | dict.fromkeys(("accuracy", "pass_at_k", "mg_pass_at_k"), value)
@@ -81,16 +84,23 @@ def evaluated(config: Config, name: str, values: dict[str, Sequence[float]]) -> 
     folder.write_table("per_question.parquet", pa.Table.from_pylist(rows))
 
 
-def analyzed(config: Config, *, wrong_end: float) -> None:
+def analyzed(
+    config: Config,
+    *,
+    wrong_end: float,
+    correct: tuple[float, float] = (3.0, 2.1),
+    wrong: tuple[float, float] = (3.0, 2.9),
+) -> None:
+    """Straight curves over ten prefixes, between the two values of their group; the eleventh is behind the answer."""
     rows = []
-    for question in range(4):
-        for group, end in (("correct", 0.25), ("wrong", wrong_end)):
+    for question in range(12):
+        for group, end, before in (("correct", 0.25, correct), ("wrong", wrong_end, wrong)):
             rows.append(
                 {
                     "trajectory_id": f"{group}{question}",
                     "probe": "answer",
                     "position": list(range(11)),
-                    "lhat": [3.0 - step / 10 for step in range(10)] + [end],
+                    "lhat": [before[0] + (before[1] - before[0]) * step / 9 for step in range(10)] + [end],
                     "foil_margin": None,
                     "leak_position": 10 if group == "correct" else None,
                     "group": group,
@@ -98,9 +108,7 @@ def analyzed(config: Config, *, wrong_end: float) -> None:
                     "num_tokens": 10,
                 }
             )
-    correct = {"num": 4, "start": [3, 3, 3], "end": [0.25, 0.25, 0.25], "drop": [2.75, 2.75, 2.75],
-               "share_at_leak": None, "tau_before_leak": [-0.8, -0.9, -0.7]}  # fmt: skip
-    folder = finish(config, "probed", {"groups": {"correct": correct, "wrong": {"num": 4}}})
+    folder = finish(config, "probed", {"groups": {"correct": {"num": 12}, "wrong": {"num": 12}}})
     (folder / "curves").write_table("shard-0.parquet", records.table(rows, records.ANSWER_CURVE))
 
 
@@ -109,7 +117,7 @@ def whole_run(config: Config) -> None:
     with MetricsFile(folder) as metrics:
         for step in range(40):
             metrics.append(step, {"base/loss": 3.0 - step / 40})
-    finish(config, "made", {}, (8, 64, 0, 0))
+    finish(config, "made", {}, (64, 64, 0, 0))
     finish(config, "judged", {"verdicts": {"correct": 60, "wrong": 4}, "reasons": {"exact": 60, "different": 4}})
     with MetricsFile(finish(config, "tuned", {}, (64, 60, 1, 3))) as metrics:
         metrics.append(1, {"sft/loss": 0.9})
@@ -119,10 +127,10 @@ def whole_run(config: Config) -> None:
                 metrics.append(
                     step, {"grpo/reward": step / 4, "grpo/response_tokens": 30.0, "grpo/sync_max_error": 2e-6}
                 )
-    evaluated(config, "e_start", {"near": [0.1] * 6, "far": [0.0] * 6})
-    evaluated(config, "e_tuned", {"near": [0.6] * 6, "far": [0.5] * 6})
-    evaluated(config, "e_zero", {"near": [0.7, 0.5] * 3, "far": [0.6] * 6})
-    evaluated(config, "e_cold", {"near": [0.9] * 6, "far": [0.4] * 6})
+    evaluated(config, "e_start", {"near": [0.1] * 12, "far": [0.0] * 12})
+    evaluated(config, "e_tuned", {"near": [0.6] * 12, "far": [0.5] * 12})
+    evaluated(config, "e_zero", {"near": [0.7, 0.5] * 6, "far": [0.6] * 12})
+    evaluated(config, "e_cold", {"near": [0.9] * 12, "far": [0.4] * 12})
     analyzed(config, wrong_end=3.25)
 
 
@@ -139,28 +147,31 @@ def test_each_claim_is_decided_by_the_paired_difference_on_every_set(config: Con
         "SFT is better than Zero-GRPO": "does not hold",  # -0.1 or +0.1 near, -0.1 on every question far
         "SFT + GRPO is better than SFT": "does not hold",  # +0.3 near, -0.1 far
         "SFT + GRPO is better than Zero-GRPO": "does not hold",  # -0.2 far
-        "L-hat falls along a correct trajectory, before its answer is written": "holds",  # tau in [-0.9, -0.7]
-        "L-hat ends higher on wrong trajectories than on correct ones": "holds",  # 3.25 - 0.25 for each question
+        "L-hat falls along a correct trajectory, before its answer is written": "holds",  # tau = -1
+        # 3.25 (no answer is written) - 2.1 for each question
+        "L-hat ends higher on wrong trajectories than on correct ones, before the answer is written": "holds",
     }
     first = next(one for one in figures["claims"][0]["measurements"] if one["metric"] == "mg_pass_at_k")
     assert first["difference"] == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
-    assert first["num_questions"] == 6 and first["where"] == "near"
-    assert figures["claims"][-1]["measurements"][0]["difference"]["mean"] == pytest.approx(3.0)
+    assert first["num_questions"] == 12 and first["where"] == "near" and first["level"] == 0.975
+    before, drawn = figures["claims"][-1]["measurements"]
+    # "wrong" has no leak, so its last prefix is the one that ends higher still
+    assert before["difference"]["mean"] == pytest.approx(3.25 - 2.1) and drawn["difference"]["mean"] == pytest.approx(3)
 
 
 def test_a_difference_whose_interval_holds_zero_is_undecided(config: Config) -> None:
-    evaluated(config, "e_start", {"near": [0.5, 0.5, 0.5, 0.5]})
-    evaluated(config, "e_tuned", {"near": [0.7, 0.3, 0.7, 0.3]})
+    evaluated(config, "e_start", {"near": [0.5] * 12})
+    evaluated(config, "e_tuned", {"near": [0.7, 0.3] * 6})
     figures = report.build(folder_of(config), config, folder_of(config) / "page")
     assert outcomes(figures) == {"SFT is better than base": "undecided"}
 
 
 def test_policies_are_compared_on_the_questions_that_both_were_asked(config: Config) -> None:
-    evaluated(config, "e_start", {"near": [0.1, 0.1, 0.9, 0.9, 0.9]})
-    evaluated(config, "e_tuned", {"near": [0.2, 0.2]})  # q0 and q1 alone: better there, worse by the means
+    evaluated(config, "e_start", {"near": [0.1] * 10 + [0.9] * 10})
+    evaluated(config, "e_tuned", {"near": [0.2] * 10})  # q0 .. q9 alone: better there, worse by the means
     figures = report.build(folder_of(config), config, folder_of(config) / "page")
     assert outcomes(figures) == {"SFT is better than base": "holds"}
-    assert figures["claims"][0]["measurements"][0]["num_questions"] == 2
+    assert figures["claims"][0]["measurements"][0]["num_questions"] == 10
 
 
 def test_the_page_needs_nothing_from_outside_and_is_well_formed(config: Config) -> None:
@@ -216,8 +227,7 @@ def test_sections_come_in_order_and_tables_show_what_the_steps_counted(config: C
     rows = {
         name: re.findall(r"<td[^>]*>(.*?)</td>", row) for name, row in re.findall(r"<tr><th>(\w+)</th>(.*?)</tr>", html)
     }
-    assert rows["tuned"][:4] == ["64", "60", "1", "3"] and "yes" in rows["tuned"][4]
-    assert "rows were lost or doubled" in rows["made"][4]  # 8 in, 64 out
+    assert rows["tuned"] == ["64", "60", "1", "3"]
     assert "one training seed" in html.lower() and "not over training seeds" in html
 
 
@@ -234,7 +244,11 @@ def test_every_figure_is_kept_as_svg_png_and_the_rows_it_draws(config: Config) -
     assert len(rows) == 4 * 2 * 3  # policies, sets, metrics
     assert {row["policy"] for row in rows} == {"base", "SFT", "Zero-GRPO", "SFT + GRPO"}
     points = pq.read_table((out / "figures").file("lhat_probed.parquet")).to_pylist()
-    assert [(p["x"], p["lhat"]) for p in (points[0], points[5], points[10])] == [(0.0, 3.0), (0.5, 2.5), (1.0, 0.25)]
+    assert [(p["x"], pytest.approx(p["lhat"])) for p in (points[0], points[5], points[10])] == [
+        (0, 3),
+        (0.5, 2.5),
+        (1, 0.25),
+    ]
     # s1 = 0.01 * 2.9 + 0.99 * 3
     assert points[1]["ema"] == pytest.approx(2.999, abs=1e-4)
 
@@ -264,17 +278,27 @@ def test_accuracy_of_zero_everywhere_is_said_plainly(config: Config) -> None:
 
 
 def test_the_papers_smoothed_fall_stands_beside_the_fall_before_the_leak(config: Config) -> None:
-    analyzed(config, wrong_end=3.25)
-    summary = (folder_of(config) / "probed").read_json("summary.json")
-    summary["figures"]["groups"]["correct"]["tau_before_leak"] = [0.1, -0.1, 0.3]
-    (folder_of(config) / "probed").write_json("summary.json", summary)
+    analyzed(config, wrong_end=3.25, correct=(3.0, 3.9))  # it rises until the answer is written, at once
+    smoothed = [3.0]
+    for value in [3.0 + step / 10 for step in range(1, 10)] + [0.25]:
+        smoothed.append(0.01 * value + 0.99 * smoothed[-1])
+    rising = sum(b > a for i, a in enumerate(smoothed) for b in smoothed[i + 1 :])
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    before, drawn = figures["claims"][0]["measurements"]
+    assert figures["claims"][0]["outcome"] == "does not hold" and before["difference"]["mean"] == -1.0
+    assert before["num_questions"] == 12
+    assert drawn["difference"]["mean"] == pytest.approx((55 - 2 * rising) / 55)
+
+
+def test_a_fall_that_only_the_answer_makes_is_named(config: Config) -> None:
+    analyzed(config, wrong_end=3.25, correct=(3.0, 3.0))  # flat until the answer is written: no trend to order
     figures = report.build(folder_of(config), config, folder_of(config) / "page")
     claim = figures["claims"][0]
-    before, drawn = claim["measurements"]
-    assert claim["outcome"] == "undecided" and before["difference"] == {"mean": -0.1, "low": -0.3, "high": 0.1}
-    # every smoothed curve falls from each point to the next: tau = -1
-    assert drawn["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0} and drawn["outcome"] == "holds"
-    assert "by the answer being written" in claim["note"]
+    assert claim["outcome"] == "undecided" and [one["outcome"] for one in claim["measurements"]] == [
+        "undecided",
+        "holds",
+    ]
+    assert "by the answer being written" in claim["note"] and "long enough before its answer: 0" in claim["note"]
 
 
 def test_policies_of_one_lineage_are_told_apart_and_a_setting_that_differs_is_compared(config: Config) -> None:
@@ -287,8 +311,10 @@ def test_policies_of_one_lineage_are_told_apart_and_a_setting_that_differs_is_co
     }
     steps = (*STEPS[:4], few, STEPS[6], STEPS[7], {"name": "e_few", "stage": "evaluate", "policy": "few"})
     config = override(config, {"steps": steps})
-    evaluated(config, "e_tuned", {"near": [0.5] * 3})
-    evaluated(config, "e_few", {"near": [0.2] * 3})
+    finish(config, "tuned", {})
+    finish(config, "few", {})
+    evaluated(config, "e_tuned", {"near": [0.5] * 12})
+    evaluated(config, "e_few", {"near": [0.2] * 12})
     labels = [one.label for one in report_data.read(folder_of(config), config).evaluations]
     assert labels == ["SFT (tuned)", "SFT (few)"]
     figures = report.build(folder_of(config), config, folder_of(config) / "page")
@@ -299,27 +325,141 @@ def test_a_cold_start_is_compared_with_the_sft_that_it_came_from(config: Config)
     other = {"name": "other", "stage": "sft", "policy": "start", "data": ("judged",)}
     steps = (*STEPS[:6], other, STEPS[7], STEPS[9], {"name": "e_other", "stage": "evaluate", "policy": "other"})
     config = override(config, {"steps": steps})
-    evaluated(config, "e_tuned", {"near": [0.5] * 3})
-    evaluated(config, "e_other", {"near": [0.9] * 3})
-    evaluated(config, "e_cold", {"near": [0.7] * 3})
+    evaluated(config, "e_tuned", {"near": [0.5] * 12})
+    evaluated(config, "e_other", {"near": [0.9] * 12})
+    evaluated(config, "e_cold", {"near": [0.7] * 12})
     figures = report.build(folder_of(config), config, folder_of(config) / "page")
     assert outcomes(figures) == {"SFT + GRPO is better than SFT": "holds"}
 
 
-def test_policies_evaluated_differently_are_not_compared(config: Config) -> None:
-    evaluated(config, "e_start", {"near": [0.1] * 3})
-    evaluated(config, "e_tuned", {"near": [0.5] * 3})
-    folder = folder_of(config) / "e_tuned"
-    summary = folder.read_json("summary.json")
-    summary["figures"]["temperature"] = 1.0
-    folder.write_json("summary.json", summary)
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("evaluate.temperature", 1.0),
+        ("evaluate.max_tokens", 64),
+        ("evaluate.top_p", 0.9),
+        ("evaluate.top_k", 20),
+        ("prompt.instruction", "Question: {problem}"),
+    ],
+)
+def test_policies_evaluated_differently_are_not_compared(config: Config, setting: str, value: object) -> None:
+    evaluated(config, "e_start", {"near": [0.1] * 12})
+    evaluated(override(config, {f"steps.e_tuned.{setting}": value}), "e_tuned", {"near": [0.5] * 12})
     figures = report.build(folder_of(config), config, folder_of(config) / "page")
     (claim,) = figures["claims"]
-    assert claim["outcome"] == "undecided" and "evaluated differently" in claim["note"] and claim["measurements"] == ()
+    assert claim["outcome"] == "undecided" and claim["measurements"] == ()
+    assert claim["note"] == f"SFT and base were evaluated differently: {setting}"
+
+
+def test_one_pair_that_differs_in_two_settings_decides_neither_claim(config: Config) -> None:
+    lengths = {"generate.source": "oracle", "generate.oracle_length": "short"}
+    steps = (
+        *STEPS[:4],
+        {"name": "made_short", "stage": "generate", "overrides": lengths},
+        {"name": "judged_short", "stage": "verify", "data": ("made_short",)},
+        {"name": "short", "stage": "sft", "policy": "start", "data": ("judged_short",)},
+        {"name": "few_short", "stage": "sft", "policy": "start", "data": ("judged_short",),
+         "overrides": {"sft.num_trajectories": 1}},
+        STEPS[7],
+        {"name": "e_short", "stage": "evaluate", "policy": "short"},
+        {"name": "e_few_short", "stage": "evaluate", "policy": "few_short"},
+    )  # fmt: skip
+    config = override(config, {"steps": steps})
+    for name in ("start", "made", "judged", "tuned", "made_short", "judged_short", "short", "few_short"):
+        finish(config, name, {"verdicts": {"correct": 1}})
+    evaluated(config, "e_tuned", {"near": [0.5] * 12})
+    evaluated(config, "e_few_short", {"near": [0.2] * 12})
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    assert figures["claims"] == []
+    evaluated(config, "e_short", {"near": [0.6] * 12})  # differs from each of the two in one setting
+    figures = report.build(folder_of(config), config, folder_of(config) / "page2")
+    assert {claim["text"]: claim["measurements"][0]["comparison"] for claim in figures["claims"]} == {
+        "SFT on more trajectories per question is better (sft.num_trajectories)": "SFT (short) - SFT (few_short)",
+        "SFT on longer trajectories is better (generate.oracle_length)": "SFT (tuned) - SFT (short)",
+    }
+    assert list(outcomes(figures).values()) == ["holds", "does not hold"]
+
+
+def test_fewer_than_ten_questions_decide_nothing(config: Config) -> None:
+    evaluated(config, "e_start", {"near": [0.1] * 9})
+    evaluated(config, "e_tuned", {"near": [0.9] * 9})
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    (claim,) = figures["claims"]
+    assert claim["outcome"] == "undecided" and "9 shared questions, fewer than 10" in claim["note"]
+
+
+def test_accuracy_near_zero_on_both_sides_decides_nothing_and_says_why(config: Config) -> None:
+    evaluated(config, "e_start", {"near": [0.0] * 12})
+    evaluated(config, "e_tuned", {"near": [0.02] * 12})  # the interval of the difference is above zero
+    figures = report.build(folder_of(config), config, folder_of(config) / "page")
+    (claim,) = figures["claims"]
+    assert claim["measurements"][0]["difference"]["low"] > 0
+    assert claim["outcome"] == "undecided" and "at or near zero on both sides" in claim["note"]
+
+
+def test_sets_that_decide_together_share_the_chance_of_an_error() -> None:
+    assert report_outcomes.level_for(1) == pytest.approx(0.95)
+    assert report_outcomes.level_for(3) == pytest.approx(1 - 0.05 / 3)
+
+
+def test_three_sets_refute_a_claim_about_equal_policies_no_more_often_than_one(config: Config) -> None:
+    generator, num_runs, refuted = np.random.default_rng(0), 400, 0
+    for _ in range(num_runs):
+        sets = []
+        for _ in range(3):
+            values = {f"q{i}": value for i, value in enumerate(generator.normal(size=60))}
+            level = report_outcomes.level_for(3)
+            sets.append(report_outcomes.measured("", "", "", values, config, unit="points", level=level).outcome)
+        refuted += report_outcomes.joined(sets) is Outcome.FAILS
+    # 2.5 % expected (one side of 5 %) and one standard error is 0.8 %; three sets at 95 % each would give 7.3 %
+    assert refuted / num_runs < 0.05
+
+
+def test_a_metric_that_no_question_had_enough_samples_for_is_shown_as_a_dash(config: Config) -> None:
+    evaluated(config, "e_start", {"near": [0.5] * 12, "far": [0.5] * 12})
+    folder = folder_of(config) / "e_start"
+    summary = folder.read_json("summary.json")
+    summary["figures"]["sets"]["far"] |= dict.fromkeys(summary["figures"]["sets"]["far"].keys() & METRICS) | {
+        "num_questions": 0
+    }
+    folder.write_json("summary.json", summary)
+    report.build(folder_of(config), config, folder_of(config) / "page")
+    cells = re.findall(r"<tr><th>base</th>(.*?)</tr>", (folder_of(config) / "page").read_text("report.html"))
+    near, far = (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in cells)
+    assert "50.0" in near[0] and far[:5] == ["-"] * 5
+
+
+def test_published_verdicts_are_compared_policy_by_policy(config: Config) -> None:
+    counts = {"both_correct": 3, "both_wrong": 1, "only_ours": 0, "only_published": 0, "unjudged": 0, "fraction": 1.0}
+    nothing = dict.fromkeys(counts, 0) | {"unjudged": 2, "fraction": None}
+    agreement = counts | {"unjudged": 2, "by_policy": {"one": counts, "two": nothing}}
+    finish(config, "judged", {"verdicts": {"correct": 3, "wrong": 1}, "agreement": agreement})
+    report.build(folder_of(config), config, folder_of(config) / "page")
+    html = (folder_of(config) / "page").read_text("report.html")
+    rows = {
+        name: re.findall(r"<td[^>]*>(.*?)</td>", row) for name, row in re.findall(r"<tr><th>(\w+)</th>(.*?)</tr>", html)
+    }
+    assert rows["one"] == ["3", "1", "0", "0", "0", "100.00 %"] and rows["two"] == ["0", "0", "0", "0", "2", "-"]
+    assert rows["together"] == ["3", "1", "0", "0", "2", "100.00 %"]
+
+
+def test_the_figure_of_lhat_says_which_positions_were_probed(config: Config) -> None:
+    analyzed(config, wrong_end=3.25)
+    page = folder_of(config) / "page"
+    report.build(folder_of(config), config, page)
+    assert "every token up to and including &lt;/think&gt;; 0 of 24 trajectories go on" in page.read_text("report.html")
+    curves = folder_of(config) / "probed" / "curves"
+    rows = curves.read_table("shard-0.parquet").to_pylist()
+    curves.write_table(
+        "shard-0.parquet", records.table([row | {"num_tokens": 20} for row in rows], records.ANSWER_CURVE)
+    )
+    report.build(folder_of(config), config, page)
+    told = "24 of 24 trajectories go on behind the last probed token, which lies at 50 % of their tokens"
+    assert told in page.read_text("report.html")
 
 
 def test_one_contradicting_set_refutes_and_one_open_set_leaves_open() -> None:
-    assert report_claims.joined([Outcome.HOLDS, Outcome.HOLDS]) is Outcome.HOLDS
-    assert report_claims.joined([Outcome.HOLDS, Outcome.UNDECIDED]) is Outcome.UNDECIDED
-    assert report_claims.joined([Outcome.HOLDS, Outcome.UNDECIDED, Outcome.FAILS]) is Outcome.FAILS
-    assert report_claims.joined([]) is Outcome.UNDECIDED
+    assert report_outcomes.joined([Outcome.HOLDS, Outcome.HOLDS]) is Outcome.HOLDS
+    assert report_outcomes.joined([Outcome.HOLDS, Outcome.UNDECIDED]) is Outcome.UNDECIDED
+    assert report_outcomes.joined([Outcome.HOLDS, Outcome.UNDECIDED, Outcome.FAILS]) is Outcome.FAILS
+    assert report_outcomes.joined([]) is Outcome.UNDECIDED

@@ -115,3 +115,11 @@ def test_every_row_has_a_place(tmp_path: Path) -> None:
         Row("set.jsonl:1", {"problem": "a", "answer": "1"}),
         Row("set.jsonl:3", {"problem": "b", "answer": "1"}),
     ]
+
+
+def test_a_bad_first_row_is_set_aside_like_any_other(tmp_path: Path) -> None:
+    good = [{"problem": f"{i}?", "answer": str(i)} for i in range(3)]
+    path = jsonl(tmp_path / "set.jsonl", {"prompt": "a"}, *good)
+    found, rejected = questions(config_of(path, data__max_rejected_fraction=0.5))
+    assert len(found) == 3
+    assert [row.reason for row in rejected] == ["missing_column:problem"]

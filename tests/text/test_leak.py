@@ -2,6 +2,7 @@
 
 import pytest
 
+from raml_ray.miniature import tokenizer as miniature
 from raml_ray.text import leak
 
 
@@ -15,7 +16,27 @@ from raml_ray.text import leak
         ("half is 0.5", "1/2", 11),
         ("so x^2 = y", "x^2", 6),  # what is no number is looked for as text
         ("nothing", "x^2", None),
+        ("10-3=7, so 5-3 is 2", "3", 4),  # a minus between two operands is no sign
+        ("10-3=7, so it is -3", "-3", 19),
+        ("(2)-3 and x-3", "-3", None),
+        ("10-3=7, so 5-3 is 2", "7", 6),  # the comma behind it is not the number's
+        ("one of 1,2,3", "123", None),
+        ("Answer: B or A.", "A", 14),  # a word counts as a whole
+        ("Answer", "A", None),
+        ("x\\frac{1}{2}y", "\\frac{1}{2}", 12),
     ],
 )
 def test_the_leak_is_behind_the_first_equal_number(text: str, answer: str, end: int | None) -> None:
     assert leak.character(text, answer) == end
+
+
+def test_positions_count_the_tokens_that_are_needed() -> None:
+    tokenizer = miniature.build()
+    ids = tokenizer("<think>\n 7 9\n 16\n</think>", add_special_tokens=False)["input_ids"]
+    last = leak.position_of_text(tokenizer, ids, "</think>")
+    assert last == len(ids)
+    assert leak.position_of_text(tokenizer, ids, "<think>") == 1
+    assert leak.position_of_text(tokenizer, ids, "</answer>") is None
+    found = leak.position(tokenizer, ids, "16")
+    assert found is not None
+    assert "16" in tokenizer.decode(ids[:found]) and "16" not in tokenizer.decode(ids[: found - 1])

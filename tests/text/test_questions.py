@@ -70,7 +70,12 @@ def test_a_mapped_column_that_the_source_lacks_is_named_with_those_it_has() -> N
     with pytest.raises(
         ValueError, match=r"data.columns.problem='question'.*no such column; it has \['answer', 'prompt'\]"
     ):
-        questions.check_columns({"prompt": "a", "answer": "1"}, DATA)
+        questions.check_columns([{"prompt": "a", "answer": "1"}, {"prompt": "b"}], DATA)
+
+
+def test_one_row_with_the_mapped_columns_is_enough() -> None:
+    questions.check_columns([{"prompt": "a"}, {"question": "a", "answer": "#### 1"}], DATA)
+    questions.check_columns([], DATA)  # no row is a record: each is set aside
 
 
 def test_dots_descend_into_records() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from raml_ray.records import Verdict
+from raml_ray.records import Question, Verdict
 from raml_ray.settings import GrpoConfig, TrainConfig
 from raml_ray.workers import checkpoints, grpo_loop, sharding
-from raml_ray.workers.rollouts import Rollout, questions_of_step, request
+from raml_ray.workers.rollouts import Rollout, questions_of_step, requests_of_step
 from tests.workers import ranks, tiny
 
 SETTINGS = GrpoConfig(
@@ -206,8 +206,6 @@ def test_the_engines_are_given_the_restored_version_before_the_first_sample() ->
 
 
 def test_every_epoch_asks_every_question_once_in_an_order_of_its_own() -> None:
-    from raml_ray.records import Question
-
     questions = [Question(str(i), "p", "1", "s") for i in range(6)]
     asked = [q.question_id for step in range(6) for q in questions_of_step(questions, step, num=4, seed=0)]
     epochs = [asked[start : start + 6] for start in range(0, 24, 6)]
@@ -216,10 +214,21 @@ def test_every_epoch_asks_every_question_once_in_an_order_of_its_own() -> None:
 
 
 def test_no_two_samples_have_the_same_seed() -> None:
-    from raml_ray.records import Question
+    questions = [Question(str(i), "p", "1", "s") for i in range(12)]
+    # The second step takes four questions of the first epoch and four of the next, which share some.
+    steps = [questions_of_step(questions, step, num=8, seed=0) for step in range(3)]
+    assert len({question.question_id for question in steps[1]}) < 8
+    seeds = [
+        request.seed
+        for seed in range(2)
+        for version, asked in enumerate(steps)
+        for request in requests_of_step(asked, [[1]] * 8, version, num=4, seed=seed)
+    ]
+    assert len(seeds) == len(set(seeds)) == 2 * 3 * 8 * 4
 
-    question = Question("q", "p", "1", "s")
-    seeds = {
-        request(question, [1], version=v, index=i, seed=s).seed for v in range(3) for i in range(4) for s in range(2)
-    }
-    assert len(seeds) == 24
+
+def test_requests_come_question_by_question_and_are_decided_by_the_step() -> None:
+    asked = [Question("a", "p", "1", "s"), Question("b", "p", "1", "s")]
+    requests = requests_of_step(asked, [[1], [2, 3]], 5, num=3, seed=0)
+    assert [request.prompt_token_ids for request in requests] == [[1]] * 3 + [[2, 3]] * 3
+    assert requests == requests_of_step(asked, [[1], [2, 3]], 5, num=3, seed=0)

@@ -1,0 +1,84 @@
+"""The paper's claims about L-hat. What decides is measured before the answer is written: writing it lowers L-hat anyway."""
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+import numpy as np
+
+from raml_ray.config import Config
+from raml_ray.formulas.lhat import ema, kendall_tau, leak_split
+from raml_ray.stages.report_curves import Curve
+from raml_ray.stages.report_data import StepResult
+from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, Measurement, Outcome, level_for, measured
+
+
+def lhat_claims(step: StepResult, curves: Sequence[Curve], config: Config) -> list[Claim]:
+    """The claims that an analyze step speaks to, each decided by its first measurement."""
+    mine = [curve for curve in curves if curve.probe == curves[0].probe]
+    return [_falls(step, mine, config), _ends_differ(step, mine, config)]
+
+
+def _falls(step: StepResult, curves: Sequence[Curve], config: Config) -> Claim:
+    """Kendall's tau with its sign turned: before the leak, and as the paper draws it (smoothed, the leak included)."""
+    correct = [curve for curve in curves if curve.group == "correct"]
+    before = [(one, leak_split(one.position, one.lhat, one.leak_or_end).kendall_tau) for one in correct]
+    drawn = [(one, kendall_tau(ema(one.lhat, config.analyze.ema_alpha))) for one in correct]
+    measurements = tuple(
+        measured(
+            "correct trajectories", step.name, metric, _falls_by_question(taus), config, unit="tau", level=level_for(1)
+        )
+        for metric, taus in (
+            ("fall before the answer is written (-Kendall tau)", before),
+            ("fall over the whole smoothed curve, as the paper draws it (-Kendall tau)", drawn),
+        )
+    )
+    note = _too_few(measurements[0], "with a correct trajectory that is long enough before its answer")
+    if measurements[1].outcome is Outcome.HOLDS and measurements[0].outcome is not Outcome.HOLDS:
+        note = "; ".join(
+            filter(None, [note, "the smoothed curve falls as the paper draws it: by the answer being written"])
+        )
+    text = "L-hat falls along a correct trajectory, before its answer is written"
+    return Claim(text, "Fig. 3", measurements[0].outcome, measurements, note)
+
+
+def _ends_differ(step: StepResult, curves: Sequence[Curve], config: Config) -> Claim:
+    ends: dict[str, list[tuple[Curve, float | None]]] = {
+        "L-hat at the last prefix before the answer is written": [(one, _last_before_leak(one)) for one in curves],
+        "L-hat at the last probed prefix, as the paper draws it": [(one, one.lhat[-1]) for one in curves],
+    }
+    measurements = []
+    for metric, values in ends.items():
+        wrong = _by_question((one, value) for one, value in values if one.group == "wrong")
+        correct = _by_question((one, value) for one, value in values if one.group == "correct")
+        apart = {question: wrong[question] - correct[question] for question in wrong.keys() & correct.keys()}
+        measurements.append(
+            measured("wrong - correct", step.name, metric, apart, config, unit="nats", level=level_for(1))
+        )
+    note = _too_few(measurements[0], "with both a correct and a wrong trajectory")
+    text = "L-hat ends higher on wrong trajectories than on correct ones, before the answer is written"
+    return Claim(text, "Fig. 16", measurements[0].outcome, tuple(measurements), note)
+
+
+def _last_before_leak(curve: Curve) -> float | None:
+    """L-hat at the last prefix without the answer, nats per answer token; None if every prefix holds it."""
+    num_before = int(np.searchsorted(curve.position, curve.leak_or_end))
+    return curve.lhat[num_before - 1] if num_before else None
+
+
+def _falls_by_question(taus: Iterable[tuple[Curve, float | None]]) -> dict[str, float]:
+    return {question: -tau for question, tau in _by_question(taus).items()}
+
+
+def _by_question(values: Iterable[tuple[Curve, float | None]]) -> dict[str, float]:
+    """Question -> mean of its trajectories' values, those that are None left out."""
+    found: dict[str, list[float]] = {}
+    for curve, value in values:
+        if value is not None:
+            found.setdefault(curve.question_id, []).append(value)
+    return {question: fmean(each) for question, each in found.items()}
+
+
+def _too_few(measurement: Measurement, what: str) -> str:
+    if measurement.num_questions >= MIN_QUESTIONS:
+        return ""
+    return f"questions {what}: {measurement.num_questions}, fewer than {MIN_QUESTIONS}: too few to decide"

@@ -1,0 +1,69 @@
+"""Doctor: each finding with its remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from raml_ray import doctor, ui
+from raml_ray.config import Config, ConfigError, override
+
+
+def test_this_machine_has_what_the_tests_need() -> None:
+    findings = [*doctor._python(), *doctor._packages(), doctor._engine()]
+    assert [finding for finding in findings if finding.level != "ok"] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"), [("sse avx2 avx512f", "ok"), ("sse avx2", "warn"), ("sse", "fail"), ("", "fail")]
+)
+def test_the_processor_is_judged_by_its_vector_units(tmp_path: Path, flags: str, level: str) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    finding = doctor._cpu(tmp_path / "cpuinfo")
+    assert finding.level == level
+    assert bool(finding.remedy) == (level != "ok")
+
+
+def test_a_machine_that_is_no_linux_is_told_what_to_do(tmp_path: Path) -> None:
+    assert "Linux" in doctor._cpu(tmp_path / "none").remedy
+    assert doctor._memory(tmp_path / "none").level == "warn"
+
+
+def test_little_memory_and_little_space_are_found(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:  1048576 kB\n")
+    assert doctor._memory(tmp_path / "meminfo").level == "warn"
+    assert doctor._space("disk", str(tmp_path), 1e9, "free some") == doctor.Finding(
+        "fail", "disk", doctor._space("disk", str(tmp_path), 1e9, "").found, "free some"
+    )
+    assert doctor._space("disk", str(tmp_path), 0.0, "").level == "ok"
+
+
+def test_a_missing_tool_is_answered_with_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert doctor._tools().remedy == "sudo apt-get install g++ bubblewrap"
+
+
+def test_a_tracking_server_that_is_down_is_found_and_its_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
+    finding = doctor._tracking()
+    assert finding.level == "warn"
+    assert "hunter2" not in finding.found + finding.remedy
+    with pytest.raises(ConfigError) as error:
+        ui.serve(Config(), 5000)
+    assert "hunter2" not in str(error.value)
+
+
+def test_pages_are_served_only_where_something_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match="no tracking store"):
+        ui.serve(override(Config(), {"tracking.enabled": False}), 5000)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_is_really_started() -> None:
+    import subprocess
+    import sys
+
+    code = "from raml_ray import doctor; print([tuple(f) for f in doctor._ray()])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
+    assert "('ok', 'Ray', 'starts and answers', '')" in done.stdout
