@@ -299,7 +299,6 @@ class ReportConfig(Settings):
     """One self-contained page."""
 
     title: str = "RaML"
-    open_browser: bool = False
 
 
 class ClusterConfig(Settings):

@@ -24,9 +24,10 @@ ERROR = 0.05
 # keeps the same level, so that a difference has one interval on the page.
 RULE = (
     "A claim about policies is a claim about every question set, decided by mG-Pass@k: it holds if the difference is"
-    " above zero on all S sets, does not hold if it is below zero on one, by intervals at level 1 - 0.05 / S (so that S"
-    " sets are not S chances to err), and is undecided otherwise; a set with fewer than"
-    f" {MIN_QUESTIONS} shared questions, or with accuracy at or near zero on both sides, decides nothing."
+    " above zero in all its S comparisons (one per set and pair of policies), does not hold if it is below zero in one,"
+    " by intervals at level 1 - 0.05 / S (so that S comparisons are not S chances to err), and is undecided otherwise; a"
+    f" set with fewer than {MIN_QUESTIONS} shared questions, or with accuracy at or near zero on both sides, decides"
+    " nothing."
 )
 
 

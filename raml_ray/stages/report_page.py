@@ -132,8 +132,10 @@ def _counted(counts: Mapping[Outcome, int]) -> str:
 
 def _claim_line(claim: Claim) -> str:
     primary = [one for one in claim.measurements if one.metric == PRIMARY]
-    shown = primary or list(claim.measurements[:1])
-    figures = "; ".join(f"{escape(one.where)} {_difference(one)}" for one in shown)
+    if primary:
+        figures = "; ".join(f"{escape(one.where)} {_difference(one)}" for one in primary)
+    else:
+        figures = "; ".join(f"{escape(one.metric)}: {_difference(one)}" for one in claim.measurements[:1])
     if len(primary) > 1:
         num_holding = sum(one.outcome is Outcome.HOLDS for one in primary)
         level = f"intervals at {100 * primary[0].level:.3g} %"

@@ -204,7 +204,7 @@ def test_a_lost_row_a_foreign_row_and_another_question_set_are_noticed(cluster: 
     shards.write_table(name, pa.concat_tables([table.slice(1), table.slice(1, 1)]))
     with pytest.raises(RuntimeError, match=r"1 are lost \(\w+#0\); 1 are there twice \(\w+#1\)"):
         generate.run(context)
-    with pytest.raises(ConfigError, match="holds trajectories of other questions .* --redo generate"):
+    with pytest.raises(ConfigError, match=r"holds trajectories of other questions .* --redo generate"):
         generate.run(sampling(tmp_path / "run", 3))
 
 
@@ -217,7 +217,7 @@ def test_prompts_that_leave_no_room_are_set_aside_and_counted(cluster: None, tmp
     outcome = generate.run(sampling(tmp_path / "run", 0, **settings))
     assert (outcome.counts.rows_in, outcome.counts.rows_out, outcome.counts.rejected) == (16, 8, 8)
     assert list(outcome.figures["rejected_reasons"].values()) == [4]
-    with pytest.raises(ConfigError, match="engine.max_model_len=2 leaves no room for a response to any of 3 prompts"):
+    with pytest.raises(ConfigError, match=r"engine.max_model_len=2 leaves no room for a response to any of 3 prompts"):
         generate.run(sampling(tmp_path / "other", 0, engine__max_model_len=2, **settings))
 
 

@@ -88,7 +88,7 @@ def test_a_source_that_is_not_there_is_refused(path: str, message: str) -> None:
 
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set.csv").write_text("a,b\n")
-    with pytest.raises(ConfigError, match="neither .jsonl nor .parquet"):
+    with pytest.raises(ConfigError, match=r"neither .jsonl nor .parquet"):
         questions(config_of(tmp_path / "set.csv"))
 
 
