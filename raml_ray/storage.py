@@ -124,17 +124,20 @@ class Folder:
         if fs.exists(self.path):
             fs.rm(self.path, recursive=True)
 
-    def localised(self) -> str:
-        """A path of this machine that holds the folder's files. What can only be a Hugging Face name stays as it is.
+    def localised(self, revision: str = "") -> str:
+        """A path of this machine that holds the folder's files.
 
-        A remote folder is copied once, and again when its files change.
+        A remote folder is copied once, and again when its files change; what can only be a Hugging Face name is fetched
+        at that revision into the hub's own cache.
 
         Raises: ConfigError if there is no such folder.
         """
         if not is_url(self.path):
-            if not self.exists() and not HUB_NAME.fullmatch(self.path):
+            if self.exists():
+                return absolute(self.path)
+            if not HUB_NAME.fullmatch(self.path):
                 raise ConfigError(f"{self.path!r}: no such folder, and no Hugging Face name (OWNER/NAME) either")
-            return self.path
+            return _from_hub(self.path, revision)
         fs = self._fs()
         # Of each file what the store says of it: size and checksum or time.
         files = [(name, fs.ukey(name)) for name in sorted(fs.find(self.path))]
@@ -148,6 +151,18 @@ class Folder:
             with contextlib.suppress(OSError):  # another process was first
                 os.replace(partial, target)
         return str(target)
+
+
+def _from_hub(name: str, revision: str) -> str:
+    """A Hugging Face model's files in the local cache: safetensors and settings, nothing that could run."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+    try:
+        return str(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(f"{name!r} is no folder here, and the Hugging Face hub did not give it: {error}") from None
 
 
 def run_folder(root: str, name: str) -> Folder:

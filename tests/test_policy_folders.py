@@ -27,6 +27,15 @@ def test_a_path_that_is_no_folder_is_not_taken_for_a_hub_name(path: str) -> None
         Folder(path).localised()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-0.6B"])
-def test_a_hub_name_stays_as_it_is(name: str) -> None:
-    assert Folder(name).localised() == name
+def test_a_hub_name_that_the_hub_does_not_give_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="'nobody/no-such-policy' is no folder here, and the Hugging Face hub"):
+        Folder("nobody/no-such-policy").localised()
+
+
+def test_a_relative_folder_becomes_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert Folder("mine").localised() == str(tmp_path / "mine")

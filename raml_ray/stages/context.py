@@ -114,7 +114,7 @@ class Context:
             return (self.run / self.step.policy / "policy").localised()
         if not self.config.policy.path:
             raise ConfigError(f"step {self.step.name!r} builds on no policy: set policy.path, or its `policy` step")
-        return Folder(self.config.policy.path).localised()
+        return Folder(self.config.policy.path).localised(self.config.policy.revision)
 
     @property
     def policy_name(self) -> str:

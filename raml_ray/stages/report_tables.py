@@ -149,7 +149,7 @@ def syncs(run: Run) -> str:
     header = ["step", "syncs compared", "median difference", "largest difference", "largest mismatch in training"]
     text = (
         '<p class="note">After a weight sync, engine and learner score the same probe: largest difference of their'
-        " log-probabilities, nats. A sync beyond grpo.sync_tolerance stops the run.</p>\n"
+        " log-probabilities, nats. A sync beyond grpo.sync_tolerance (bfloat16: grpo.sync_tolerance_k3) stops the run.</p>\n"
     )
     every = f"<details><summary>every sync (version: largest difference)</summary>\n{''.join(details)}</details>\n"
     return section("Weight syncs", text, table(header, rows), every)
