@@ -2,8 +2,11 @@
 
 import argparse
 import logging
+import os
 import sys
+import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 
 from raml_ray import __version__, environment, presets
 from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, flatten
@@ -105,7 +108,11 @@ def run(
     from raml_ray.stages import pipeline
 
     folder = pipeline.run(config, only=step or None, stage=stage, redo=redo)
-    sys.stdout.write(f"{folder.path}\n")
+    report = next((folder / s.name for s in config.steps if s.stage == "report" and (folder / s.name).exists()), None)
+    sys.stdout.write(f"{report.file('report.html') if report else folder.path}\n")
+    desktop = sys.stdout.isatty() and ({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+    if report and desktop and not step:
+        webbrowser.open(Path(report.file("report.html")).as_uri())
     return 0
 
 

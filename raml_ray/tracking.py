@@ -33,14 +33,14 @@ POLL_S = 2.0
 """Time between two looks at metrics.jsonl, seconds."""
 RETRY_S = 15.0
 """Time until a server that did not answer is asked again, seconds."""
-QUEUE_SIZE = 256
-PARAM_CHARS, TAG_CHARS = 6000, 8000
+QUEUE_SIZE, PARAM_CHARS, TAG_CHARS = 256, 6000, 8000
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 # Of MLflow's own client, which by default tries for four minutes; here the sender tries again, later.
 CLIENT_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_CONFIGURE_LOGGING": "false",  # its INFO lines are no events of a run
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 # What a later attempt may mend; every other error is the request's own fault.

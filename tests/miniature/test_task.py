@@ -61,7 +61,11 @@ def test_sets_have_the_levels_domains_and_answers_they_are_named_for():
 
 def test_questions_are_distinct_and_decided_by_the_seed():
     train = task.questions("train", SETTINGS, seed=3)
-    assert len({question.question_id for question in train}) == len({question.problem for question in train}) == 128
+    assert (
+        len({question.question_id for question in train})
+        == len({question.problem for question in train})
+        == SETTINGS.num_train
+    )
     assert train == task.questions("train", SETTINGS, seed=3)
     assert train != task.questions("train", SETTINGS, seed=4)
 
@@ -86,8 +90,8 @@ def test_an_unknown_set_is_refused_with_the_known_ones():
 
 
 def test_more_questions_than_exist_are_refused_with_the_setting():
-    with pytest.raises(ValueError, match=r"miniature\.num_train=128.*has only \d+ distinct questions of 2 operands"):
-        task.questions("train", MiniatureConfig(num_operands=2), seed=0)
+    with pytest.raises(ValueError, match=r"miniature\.num_train=128,.*has only \d+ distinct questions of 2 operands"):
+        task.questions("train", MiniatureConfig(num_operands=2, num_train=128), seed=0)
 
 
 def test_more_operands_than_slots_are_refused():
