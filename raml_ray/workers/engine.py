@@ -254,10 +254,13 @@ class Engine:
         return recorded[0]
 
     def close(self) -> None:
-        """Ends the engine and frees its memory; it answers nothing afterwards."""
+        """Ends the engine, frees its memory and the process group that it made; it answers nothing afterwards."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+            cleanup_dist_env_and_memory()
 
 
 def _start_fast_on_cpu(architectures: Sequence[str], settings: EngineConfig) -> None:

@@ -1,5 +1,6 @@
 """Users who serve the policy folder talk to it in text: vLLM's own tokenizer must read and write what ours does."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -13,17 +14,24 @@ QUESTIONS = ["Sum: _ 3 8 2 4 2", "Sum: 1 2 3 4 5 6", "Sum mod 10: _ 9 9 9 9 9", 
 
 
 @pytest.mark.vllm
-def test_vllm_chats_in_text_with_a_policy_folder_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_chats_in_text_with_a_policy_folder_as_it_is(tmp_path: Path) -> None:
+    # In a process of its own: vLLM leaves a process group behind, and keeps the environment that it first saw.
+    process = multiprocessing.get_context("spawn").Process(target=chat, args=(tmp_path,))
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode == 0
+
+
+def chat(tmp_path: Path) -> None:
     built = tokenizer.build()
     model = base.initial(BaseConfig(num_layers=2), built, seed=0).eval()
     base.save(model, built, tmp_path)
-    for name, value in {
+    os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "HF_HUB_OFFLINE": "1",
-    }.items():
-        monkeypatch.setitem(os.environ, name, value)
+    }
     from vllm import LLM, SamplingParams
 
     llm = LLM(
