@@ -142,6 +142,7 @@ def save(
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(whole, partial / "model.safetensors", {"format": "pt"})
         settings = config.to_dict() | {"dtype": str(next(iter(whole.values())).dtype).removeprefix("torch.")}
+        settings.pop("_name_or_path", None)  # where it was made is no part of what it is
         (partial / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
         for name in (*TOKENIZER_FILES, "generation_config.json"):
             if (source := Path(tokenizer_folder) / name).is_file():

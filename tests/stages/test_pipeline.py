@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raml_ray import presets
-from raml_ray.config import Config, ConfigError, Step, differences, load, override
+from raml_ray.config import Config, ConfigError, Step, differences, flatten, load, override
 from raml_ray.stages import pipeline
 from raml_ray.storage import SUMMARY, Folder
 
@@ -130,4 +130,4 @@ def test_every_preset_names_only_steps_and_settings_that_exist() -> None:
     for make in presets.PRESETS.values():
         config = make()
         for step in config.steps:
-            config.for_step(step.name)
+            assert all(flatten(config.for_step(step.name))[name] is not None for name in step.overrides)

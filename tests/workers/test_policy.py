@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,18 @@ def test_a_policy_is_named_by_its_weights_and_architecture(tmp_path: Path, folde
     assert policy.policy_id(str(folder), "base") == named
     tiny.model(seed=9).save_pretrained(tmp_path / "other")
     assert policy.policy_id(str(tmp_path / "other"), "base") != named
+
+
+def test_a_policy_has_the_same_name_wherever_it_was_made(tmp_path: Path, folder: Path) -> None:
+    """Seeds are hashes of policy names: a path in config.json would make every sample depend on the run's folder."""
+    names = set()
+    for place in ("here", "there"):
+        start = tmp_path / place / "start"
+        shutil.copytree(folder, start)
+        model = policy.load_model(str(start))
+        policy.save(model, model.config, str(start), str(tmp_path / place / "made"))
+        names.add(policy.policy_id(str(tmp_path / place / "made"), "made"))
+    assert len(names) == 1
 
 
 def test_random_weights_are_the_seeds(folder: Path) -> None:
