@@ -4,6 +4,7 @@ A setting's dotted name (`grpo.num_updated`) is the same on the command line, in
 parameters and in errors. Importing this module costs pydantic alone, so that `--help` and errors answer at once.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -226,19 +227,17 @@ def _explain(problem: Any) -> str:
 
 
 def parse_assignments(arguments: Sequence[str]) -> dict[str, Any]:
-    """`name=value` words as a mapping. A value that starts like JSON (`[`, `{`, a quote, `null`) is read as JSON."""
+    """`name=value` words as a mapping. A value that starts like JSON (`[`, `{`, a quote, `null`) and is JSON is read as JSON."""
     changes: dict[str, Any] = {}
     for argument in arguments:
         name, sign, text = argument.partition("=")
         if not sign or not name:
             raise ConfigError(f"{argument!r} is not of the form name=value (for example grpo.num_updated=4)")
+        changes[name] = text
         if text == "null" or text[:1] in ("[", "{", '"'):
-            try:
+            # What is no JSON after all (a prompt that begins with {problem}) is text; its setting's type has the last word.
+            with contextlib.suppress(json.JSONDecodeError):
                 changes[name] = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"{name}: {text!r} is not JSON: {error}") from None
-        else:
-            changes[name] = text
     return changes
 
 

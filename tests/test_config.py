@@ -57,6 +57,12 @@ def test_what_does_not_fit_is_refused_with_its_name(changes: dict[str, object], 
     assert message in str(error.value)
 
 
+def test_a_text_may_begin_like_json_and_broken_json_is_refused_with_its_name() -> None:
+    assert parse_assignments(["prompt.instruction={problem} Answer."]) == {"prompt.instruction": "{problem} Answer."}
+    with pytest.raises(ConfigError, match=r"data.columns='\{\"a\": ': Input should be a valid dictionary"):
+        override(Config(), parse_assignments(['data.columns={"a": ']))
+
+
 def test_an_assignment_without_a_sign_is_refused() -> None:
     with pytest.raises(ConfigError, match="not of the form name=value"):
         parse_assignments(["seed"])
