@@ -134,6 +134,8 @@ class Engine:
                 gpu_memory_utilization=settings.gpu_memory_utilization,
                 kv_cache_memory_bytes=None if on_gpu else int(settings.kv_cache_gib * 2**30),
                 enforce_eager=settings.enforce_eager,
+                # On CPU a prompt that is read in parts fails: vLLM sets its seeded generator back, which CPU ones cannot.
+                enable_chunked_prefill=on_gpu,
                 enable_prefix_caching=True,
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
