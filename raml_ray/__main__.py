@@ -1,9 +1,11 @@
-"""The command line: `raml run PRESET`, `raml STAGE PRESET name=value …`, `raml show`, `raml ui`, `raml doctor`."""
+"""The command line: `raml run PRESET`, `raml STAGE PRESET name=value …`, `raml status|show|ui`, `raml doctor`."""
 
 import argparse
+import json
 import logging
 import os
 import sys
+import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
         _add_run(commands.add_parser(name, help=words))
     for stage in STAGES:
         _add_run(commands.add_parser(stage, help=f"only the steps of stage {stage}"))
+    status = commands.add_parser("status", help="how far a run is, from any shell that sees its folder")
+    status.add_argument("words", nargs="+", metavar="FOLDER | PRESET [name=value]")
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.add_argument("--watch", action="store_true", help="again every two seconds, until it is interrupted")
     show = commands.add_parser("show", help="print a preset's settings as JSON")
     show.add_argument("words", nargs="+", metavar="PRESET [name=value]")
     show.add_argument("--describe", action="store_true", help="one line per setting, with what it means")
@@ -84,6 +90,8 @@ def _command(options: argparse.Namespace) -> int:
         from raml_ray import ui
 
         return ui.serve(config, options.port)
+    if options.command == "status":
+        return status(options.words, as_json=options.json, watch=options.watch)
     config = presets.from_words(options.words)
     if options.command == "show":
         sys.stdout.write((describe(config) if options.describe else dump(config)) + "\n")
@@ -114,6 +122,25 @@ def run(
     if report and desktop and not step:
         webbrowser.open(Path(report.file("report.html")).as_uri())
     return 0
+
+
+def status(words: Sequence[str], *, as_json: bool, watch: bool) -> int:
+    """Say how far the run in that folder, or of that preset, is."""
+    from raml_ray import status as of_run
+    from raml_ray import storage
+
+    folder = storage.Folder(storage.absolute(words[0]))
+    if len(words) > 1 or not folder.exists() or words[0].endswith(".json"):
+        config = presets.from_words(list(words))
+        folder = storage.run_folder(config.root, config.name)
+    while True:
+        rows = of_run.steps(folder)
+        sys.stdout.write(json.dumps(rows) + "\n" if as_json else of_run.table(rows))
+        sys.stdout.flush()
+        if not watch:
+            return 0
+        time.sleep(2)
+        sys.stdout.write("\n")
 
 
 def describe(config: Config) -> str:

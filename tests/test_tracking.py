@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from raml_ray import tracking
+from raml_ray import provenance, tracking
 from raml_ray.config import Config, flatten, override
 from raml_ray.metrics_file import METRICS, MetricsFile, read_metrics
 from raml_ray.storage import Folder
@@ -128,13 +128,13 @@ def test_tracking_that_is_off_makes_no_store(config: Config) -> None:
 def test_the_environment_wins_over_the_setting_and_sqlite_in_the_root_is_the_last_resort(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tracking.tracking_uri(config) == f"sqlite:///{config.root}/mlflow.db"
+    assert provenance.tracking_uri(config) == f"sqlite:///{config.root}/mlflow.db"
     named = override(config, {"tracking.uri": "http://a"})
-    assert tracking.tracking_uri(named) == "http://a"
+    assert provenance.tracking_uri(named) == "http://a"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://b")
-    assert tracking.tracking_uri(named) == "http://b"
+    assert provenance.tracking_uri(named) == "http://b"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.tracking_uri(override(config, {"root": "s3://bucket/runs"})) is None
+    assert provenance.tracking_uri(override(config, {"root": "s3://bucket/runs"})) is None
 
 
 @pytest.fixture
@@ -244,3 +244,18 @@ def test_an_artifact_in_a_remote_folder_is_sent_under_its_name(stored: Config) -
     client, runs = runs_of(stored)
     assert [file.path for file in client.list_artifacts(runs["sft"].info.run_id)] == ["page.html"]
     assert runs["sft"].info.status == "FINISHED"
+
+
+def test_progress_of_a_step_is_a_table_that_a_resumed_step_adds_to(stored: Config) -> None:
+    folder = run_folder(stored)
+    for rows in (64, 128):
+        tracker = Tracker(stored, folder)
+        step = tracker.start_step("generate", "generate", {}, {})
+        with MetricsFile(folder / "generate") as metrics:
+            metrics.append(rows, {"progress/rows": rows, "progress/rows_per_s": 2.5})
+        step.finish("KILLED", {}, [])
+        tracker.close(timeout=CLOSE_S)
+    client, runs = runs_of(stored)
+    table = json.loads(Path(client.download_artifacts(runs["generate"].info.run_id, "progress.json")).read_text())
+    assert table["columns"] == ["time", "rows", "rows_per_s"]
+    assert [row[1] for row in table["data"]] == [64.0, 128.0]

@@ -20,7 +20,7 @@ from raml_ray.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-BEFORE_ANY_RESULT = {MANIFEST, "config.json", "rejected", "failure.txt", "mlflow.json"}
+BEFORE_ANY_RESULT = {MANIFEST, "config.json", "rejected", "failure.txt", "mlflow.json", "progress.json"}
 """What a step's folder holds before the step has made anything that a resumed one could build on."""
 
 
@@ -91,6 +91,7 @@ def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> N
         return
     context.folder.write_json(MANIFEST, wanted)
     context.folder.write_text("config.json", without_secrets(dump(config)) + "\n")
+    (context.folder / "failure.txt").remove()  # of an earlier attempt
     logger.info("%s: %s", step.name, _describe(step))
     began = time.monotonic()
     tracked = tracker.start_step(step.name, step.stage, _params(context), _tags(context, wanted))
