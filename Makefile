@@ -1,11 +1,11 @@
 # `make miniature` runs the main job, `make test` the tests; each sets up all it needs in .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup miniature smoke test lint format lock
+.PHONY: help setup miniature smoke test test-faults lint format lock
 
 RAML := RAY_AUTH_MODE=token .venv/bin/raml
 
 help:           ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
 
 setup:          ## the environment in .venv, from the lock (CPU)
 	@deploy/install.sh cpu
@@ -21,8 +21,11 @@ lint: setup     ## format, lint and type checks
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-test: lint      ## all tests that need no GPU
-	.venv/bin/python -m pytest -m "not gpu"
+test: lint      ## all tests that need no GPU and kill nothing at random
+	.venv/bin/python -m pytest -m "not gpu and not faults"
+
+test-faults: setup ## engines, nodes and drivers killed at random moments: nothing is lost (minutes)
+	.venv/bin/python -m pytest -s tests/faults
 
 format: setup   ## rewrite the code in the project's format
 	.venv/bin/ruff format .

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import ray
 import ray.data
@@ -59,3 +59,22 @@ def check_fits(asked: dict[str, tuple[float, float]]) -> None:
                 f"{total:g} logical {resource}s are asked, {sum_up}, but Ray has {there.get(resource, 0):g}:"
                 f" lower these settings, raise cluster.num_cpus, or join a larger cluster"
             )
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse node labels that no node carries, before any actor waits for one.
+
+    Raises: ConfigError that says which labels there are.
+    """
+    nodes = [node["Labels"] for node in ray.nodes() if node["Alive"]]
+    if not any(labels.items() <= carried.items() for carried in nodes):
+        there = sorted({f"{key}={value}" for node in nodes for key, value in node.items() if "ray.io/" not in key})
+        raise ConfigError(
+            f"no node carries engine.node_labels={dict(labels)}: start nodes with `ray start --labels`, or name labels"
+            f" that there are ({', '.join(there) or 'none'})"
+        )
+
+
+def node_is_alive(node_id: str) -> bool:
+    """Whether a node, by its hexadecimal id, still belongs to the cluster."""
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())

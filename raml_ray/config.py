@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from raml_ray import checks
 from raml_ray.settings import (
     AnalyzeConfig,
     BaseConfig,
@@ -36,6 +37,8 @@ from raml_ray.settings import (
 
 Stage = Literal["base", "generate", "verify", "sft", "grpo", "evaluate", "analyze", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+PAIR = re.compile(r"\(?\s*(\d+)\s*,\s*(\d+)\s*\)?")
+"""The fewest and the most engines, as `(1,4)` or `1,4`."""
 
 
 class ConfigError(ValueError):
@@ -84,34 +87,14 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_settings_that_depend_on_each_other(self) -> Self:
-        if self.grpo.num_updated > self.grpo.num_trajectories:
-            raise ValueError(
-                f"grpo.num_updated={self.grpo.num_updated} exceeds grpo.num_trajectories={self.grpo.num_trajectories}:"
-                " only sampled trajectories can be updated on"
-            )
-        if self.evaluate.k > self.evaluate.num_samples:
-            raise ValueError(
-                f"evaluate.k={self.evaluate.k} exceeds evaluate.num_samples={self.evaluate.num_samples}:"
-                " k of n cannot be drawn from fewer than k samples"
-            )
-        for name in ("num_operands", "deeper_operands"):
-            operands = flatten(self.miniature)[name]
-            if operands > self.miniature.num_slots:
-                raise ValueError(
-                    f"miniature.{name}={operands} exceeds miniature.num_slots={self.miniature.num_slots}:"
-                    " every operand needs a slot"
-                )
-        if self.sft.num_trajectories > self.sft.pad_to:
-            raise ValueError(
-                f"sft.num_trajectories={self.sft.num_trajectories} exceeds sft.pad_to={self.sft.pad_to}:"
-                " only the trajectories that are counted can be chosen"
-            )
-        for name, pattern in (("data", self.data.answer_pattern), ("verify", self.verify.answer_pattern)):
-            _check_pattern(f"{name}.answer_pattern", pattern)
-        if self.base.hidden_size % self.base.num_heads:
-            raise ValueError(
-                f"base.hidden_size={self.base.hidden_size} is no multiple of base.num_heads={self.base.num_heads}"
-            )
+        checks.counts(self.grpo, self.evaluate, self.sft)
+        checks.miniature(self.miniature, self.base)
+        checks.pattern("data.answer_pattern", self.data.answer_pattern)
+        checks.pattern("verify.answer_pattern", self.verify.answer_pattern)
+        checks.parallel_sizes(self.engine)
+        checks.response_ends(self.generate, self.evaluate, self.engine)
+        checks.engines("generate", self.generate.num_engines)
+        checks.engines("evaluate", self.evaluate.num_engines)
         self._check_steps()
         return self
 
@@ -144,15 +127,6 @@ class Config(Settings):
             )
         except ConfigError as error:
             raise ConfigError(f"in step {name!r}: {error}") from None
-
-
-def _check_pattern(name: str, pattern: str) -> None:
-    try:
-        groups = re.compile(pattern).groups if pattern else 1
-    except re.error as error:
-        raise ValueError(f"{name}={pattern!r} is no regular expression: {error}") from None
-    if groups < 1:
-        raise ValueError(f"{name}={pattern!r} has no group: put the answer's part into parentheses")
 
 
 def hint(name: str, known: Sequence[str]) -> str:
@@ -227,7 +201,10 @@ def _explain(problem: Any) -> str:
 
 
 def parse_assignments(arguments: Sequence[str]) -> dict[str, Any]:
-    """`name=value` words as a mapping. A value that starts like JSON (`[`, `{`, a quote, `null`) and is JSON is read as JSON."""
+    """`name=value` words as a mapping. A value that starts like JSON (`[`, `{`, a quote, `null`) and is JSON is read as JSON.
+
+    Numbers of engines may be written `(1,4)` or `1,4`, too.
+    """
     changes: dict[str, Any] = {}
     for argument in arguments:
         name, sign, text = argument.partition("=")
@@ -238,6 +215,8 @@ def parse_assignments(arguments: Sequence[str]) -> dict[str, Any]:
             # What is no JSON after all (a prompt that begins with {problem}) is text; its setting's type has the last word.
             with contextlib.suppress(json.JSONDecodeError):
                 changes[name] = json.loads(text)
+        elif name.endswith(".num_engines") and (pair := PAIR.fullmatch(text)):
+            changes[name] = [int(number) for number in pair.groups()]
     return changes
 
 

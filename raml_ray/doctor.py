@@ -45,7 +45,8 @@ def examine() -> Iterator[Finding]:
     yield from _packages()
     yield _engine()
     yield _cpu(Path("/proc/cpuinfo"))
-    yield _tools()
+    yield _compiler()
+    yield _sandbox()
     yield _space("disk", storage.absolute("."), DISK_GIB, "free some, or set root to a folder on a larger disk")
     yield _space("shared memory", "/dev/shm", SHARED_MEMORY_GIB, "mount it larger (docker run --shm-size=2g)")
     yield _memory(Path("/proc/meminfo"))
@@ -128,18 +129,26 @@ def _cpu(cpuinfo: Path) -> Finding:
     )
 
 
-def _tools() -> Finding:
-    missing = {"g++": "DeepSpeed and torch.compile", "bwrap": "running model-written code"}
-    gone = [name for name in missing if shutil.which(name) is None]
-    if not gone:
-        return Finding("ok", "system tools", "g++ and bubblewrap")
-    packages = " ".join("bubblewrap" if name == "bwrap" else name for name in gone)
-    return Finding(
-        "warn",
-        "system tools",
-        f"without {', '.join(f'{n} ({missing[n]})' for n in gone)}",
-        f"sudo apt-get install {packages}",
+def _compiler() -> Finding:
+    if shutil.which("g++"):
+        return Finding("ok", "compiler", "g++")
+    return Finding("warn", "compiler", "no g++, which DeepSpeed and torch.compile call", "sudo apt-get install g++")
+
+
+def _sandbox() -> Finding:
+    """Programs that try to get out are run in it, as before a run that judges programs."""
+    from raml_ray.workers import sandbox, sandbox_probe
+
+    verify = Config().verify
+    limits = sandbox.Limits(
+        verify.code_cpu_seconds, verify.wall_seconds, verify.code_memory_mib, verify.code_output_kib
     )
+    try:
+        sandbox_probe.checked(limits)
+    except sandbox.SandboxUnavailable as error:
+        what = f"{error.why}; only data.answers=code needs it"
+        return Finding("warn", "sandbox for model-written programs", what, sandbox.REMEDY)
+    return Finding("ok", "sandbox for model-written programs", "bubblewrap, and it holds")
 
 
 def _space(what: str, path: str, least: float, remedy: str) -> Finding:
@@ -203,8 +212,7 @@ def _ray() -> Iterator[Finding]:
 
 
 def _tracking() -> Finding:
-    from raml_ray.provenance import without_secrets
-    from raml_ray.tracking import tracking_uri
+    from raml_ray.provenance import tracking_uri, without_secrets
 
     uri = tracking_uri(Config())
     if uri is None:

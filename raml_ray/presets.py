@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raml_ray.config import Config, ConfigError, Step, hint, load, override, parse_assignments
+from raml_ray.presets_paper import paper_sft_sets, paper_trajectories_distill, paper_trajectories_qwen
 
 
 def miniature() -> Config:
@@ -64,6 +65,30 @@ def smoke() -> Config:
             "analyze.num_questions": 4,
             "train.checkpoint_every": 1,
         },
+    )
+
+
+def miniature_modes() -> Config:
+    """One policy that thinks as long as it likes, not at all, or until its thinking is cut (the paper's Fig. 11)."""
+    whole = miniature()
+    budgets = (8, 16, 32)
+    modes = {"thinking": {}, "no_thinking": {"prompt.thinking": False}} | {
+        f"budget_{budget}": {"evaluate.thinking_budget": budget} for budget in budgets
+    }
+    steps = (
+        whole.step("base"),
+        whole.step("teacher"),
+        whole.step("verify").model_copy(update={"data": ("teacher",)}),
+        whole.step("sft"),
+        *(
+            Step(name=f"evaluate_{mode}", stage="evaluate", policy="sft", overrides=overrides)
+            for mode, overrides in modes.items()
+        ),
+        Step(name="report", stage="report"),
+    )
+    return override(
+        whole.model_copy(update={"name": "miniature_modes", "steps": steps}),
+        {"report.title": "Thinking, no thinking and cut thinking on the miniature"},
     )
 
 
@@ -144,7 +169,17 @@ def gsm8k_solutions() -> Config:
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    function.__name__: function for function in (miniature, smoke, gsm8k, gsm8k_solutions)
+    function.__name__: function
+    for function in (
+        miniature,
+        smoke,
+        miniature_modes,
+        gsm8k,
+        gsm8k_solutions,
+        paper_trajectories_qwen,
+        paper_trajectories_distill,
+        paper_sft_sets,
+    )
 }
 
 

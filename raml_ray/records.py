@@ -67,6 +67,8 @@ class Trajectory:
     """Of each response token under the sampling distribution, nats."""
     weight_versions: list[dict[str, int]] | None = None
     """Spans of response tokens by the policy version that sampled them: {version, start, end}."""
+    forced: list[dict[str, int]] | None = None
+    """Spans of response tokens that were put there and not sampled: {start, end}. Their log-probabilities are 0."""
 
 
 class Judgement(NamedTuple):
@@ -120,6 +122,7 @@ TRAJECTORY = pa.schema(
             "weight_versions",
             pa.list_(pa.struct([("version", pa.int32()), ("start", pa.int32()), ("end", pa.int32())])),
         ),
+        ("forced", pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))),
     ]
 )
 VERDICT = pa.schema(

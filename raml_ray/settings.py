@@ -63,7 +63,9 @@ class DataConfig(Settings):
     """Where questions (and published trajectories) come from, and which columns hold what."""
 
     path: str = ""
-    """`miniature:train`, a jsonl or Parquet file, folder or fsspec URL, or `hf:OWNER/NAME` for a Hugging Face data set."""
+    """`miniature:train`, a jsonl or Parquet file, folder or fsspec URL, `hf:OWNER/NAME` (or `hf:FOLDER`) for a Hugging Face
+    data set, or `paper:NAME` for one of the paper's (`orz-math`, `orz-math-val`, `orz-math-qwen-72b-rollouts`,
+    `orz-math-distill-14b-rollouts`)."""
     subset: str = ""
     """Configuration name of a Hugging Face data set."""
     split: str = "train"
@@ -79,7 +81,13 @@ class DataConfig(Settings):
     labels: dict[str, str] = {}
     """Policy name -> column that holds the published verdict of each such trajectory; compared with ours by `verify`."""
     limit: int = Field(0, ge=0)
-    """Questions taken, from the first; 0 is all."""
+    """Questions taken, from the first, after filters; 0 is all."""
+    answers: Literal["math", "choice", "code"] = "math"
+    """What the gold answers are: mathematics, a letter of a multiple choice, or tests that a program has to pass."""
+    filters: tuple[Literal["verifiable", "complete", "no_image", "no_markup", "digits"], ...] = ()
+    """Questions that a filter turns down are left out, of evaluation sets too, and counted by reason (paper 3.1):
+    `verifiable` (the gold answer can be judged), `complete`, `no_image`, `no_markup` (neither address nor HTML), `digits`
+    (the answer is a whole number in digits). By default all are kept."""
     max_rejected_fraction: float = Field(0.01, ge=0, le=1)
     """A stage stops when a larger share of its rows had to be set aside."""
 
@@ -105,7 +113,7 @@ class PromptConfig(Settings):
     instruction: str = "{problem}"
     """The user turn; `{problem}` is replaced by the question."""
     thinking: bool = True
-    """Passed to the chat template as `enable_thinking`."""
+    """Passed to the chat template as `enable_thinking`; false is refused where the template does not know it."""
     response_prefix: str = ""
     """Text that every response is made to begin with (a no-thinking delimiter, say)."""
 
@@ -117,7 +125,15 @@ class EngineConfig(Settings):
     """`scripted` answers deterministic text from the seed, without a model: for tests and the pipeline's own benchmarks."""
     cpus_per_engine: int = Field(1, ge=1)
     gpus_per_engine: float = Field(0, ge=0)
+    """0, a part of one GPU, or tensor_parallel_size times pipeline_parallel_size."""
     tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs that share every layer."""
+    pipeline_parallel_size: int = Field(1, ge=1)
+    """Groups of such GPUs, each of which holds a part of the layers."""
+    placement: Literal["pack", "spread"] = "spread"
+    """Engines of one step fill node after node, or go round the nodes."""
+    node_labels: dict[str, str] = {}
+    """Ray node labels that a node must carry to get an engine."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     max_model_len: int = Field(512, ge=2)
     """Tokens of prompt and response together."""
@@ -131,6 +147,8 @@ class EngineConfig(Settings):
     """An engine that is not up by then fails the step; in `grpo` it is started once more before."""
     request_timeout_s: float = Field(600, gt=0)
     """A call to an engine that has not answered by then counts as a dead engine."""
+    stall_timeout_s: float = Field(300, gt=0)
+    """An engine that has work and finishes no step for so long hangs: it is ended, and a fresh one takes its place."""
 
 
 class GenerateConfig(Settings):
@@ -138,17 +156,37 @@ class GenerateConfig(Settings):
 
     source: Literal["policy", "import", "oracle"] = "policy"
     """`policy`: sampled by vLLM; `import`: published texts (data.texts); `oracle`: the miniature's own solutions."""
-    num_engines: int = Field(1, ge=1)
+    num_engines: int | tuple[int, int] = 1
+    """Engines at once, or (fewest, most): Ray Data starts more while shards wait."""
     num_samples: int = Field(8, ge=1)
     """Trajectories per question."""
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(-1, ge=-1)
     """-1 is off."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Tokens less likely than so many times the likeliest one are never drawn; 0 is off."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    min_tokens: int = Field(0, ge=0)
+    """No response ends before it has so many tokens."""
     max_tokens: int = Field(128, ge=1)
     """Response tokens."""
-    shard_questions: int = Field(64, ge=1)
+    stop: tuple[str, ...] = ()
+    """Texts that end a response; the token that completes one is its last."""
+    thinking_budget: int = Field(0, ge=0)
+    """Budget forcing: thinking that has not ended after so many tokens is cut there and `budget_text` put behind it; 0 is off."""
+    budget_text: str = "\n</think>\n\n**Final Answer**\n\\boxed{"
+    """What is put behind thinking that was cut (the paper's has no `</think>`)."""
+    budget_answer_tokens: int = Field(64, ge=1)
+    """Most response tokens after `budget_text`, within max_tokens."""
+    shard_questions: int = Field(16, ge=1)
     """Questions of one shard: the unit of commit and of work lost to a kill."""
+    max_attempts: int = Field(2, ge=1)
+    """A row over which so many engines died, with nothing else in them, is set aside."""
+    max_engine_failures: int = Field(20, ge=0)
+    """More dead engines than that end the step: the fault is not a row's."""
     oracle_length: Literal["long", "short"] = "long"
     """The oracle reduces one pair of operands per line (`long`) or two."""
 
@@ -156,6 +194,9 @@ class GenerateConfig(Settings):
 class VerifyConfig(Settings):
     """Judging final answers (math-verify in killable processes)."""
 
+    judge: Literal["strict", "paper"] = "strict"
+    """Of mathematics. `strict`: the last box, exact, no known false positive; `paper`: as the paper's evaluation
+    (OpenCompass' use of math-verify), with its rounding and its boxes that merge."""
     num_workers: int = Field(2, ge=1)
     """Judge processes per node."""
     cpu_seconds: float = Field(2.0, gt=0)
@@ -168,6 +209,12 @@ class VerifyConfig(Settings):
     r"""Regular expression whose first group is the final answer of a trajectory; the last match counts. Empty: the last `\boxed{}`."""
     max_failed_fraction: float = Field(0.05, ge=0, le=1)
     """The step stops when a larger share of verdicts is `timeout` or `error`."""
+    code_cpu_seconds: float = Field(6.0, gt=0)
+    """CPU time that a program has for one test, seconds."""
+    code_memory_mib: int = Field(1024, ge=64)
+    """Memory that a program may have, MiB."""
+    code_output_kib: int = Field(1024, ge=1)
+    """Output that a program may write in one test, KiB."""
 
 
 class TrainConfig(Settings):
@@ -181,6 +228,8 @@ class TrainConfig(Settings):
     """Of parameters during forward and backward; optimizer state and losses are float32 always."""
     max_tokens_per_micro_batch: int = Field(8192, ge=1)
     """Token budget (padding included) of one forward and backward pass."""
+    packing: bool = True
+    """Sequences stand one behind the other in one row, without padding; false pads them to the longest of a micro-batch."""
     weight_decay: float = Field(0.0, ge=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
@@ -201,6 +250,15 @@ class SftConfig(Settings):
 
     num_trajectories: int = Field(32, ge=1)
     """Distinct correct trajectories per question, the support-set size n (paper, Fig. 8)."""
+    selection: Literal["first", "random", "shortest", "longest", "diverse"] = "first"
+    """Which correct trajectories of a question those are: the first sampled (the paper's rule), or others; `diverse`:
+    the first, then ever the one whose words differ most from all before."""
+    length: Literal["any", "short", "medium", "long"] = "any"
+    """Only trajectories of this third of their question's correct ones among the first pad_to, by length in tokens of
+    their policy (in characters where some have no token ids)."""
+    match_length: bool = False
+    """Keep only questions that have a trajectory in every third, and of each as many distinct ones as its smallest third
+    has at most: sets of different `length` then differ in nothing else."""
     pad_to: int = Field(64, ge=1)
     """Of a question's first so many trajectories the correct ones are counted; resampling pads to that count, whatever n."""
     policies: tuple[str, ...] = ()
@@ -215,6 +273,10 @@ class SftConfig(Settings):
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     max_length: int = Field(512, ge=2)
     """Longer examples (prompt and response tokens) are set aside and counted."""
+    examples_per_shard: int = Field(4096, ge=1)
+    """Examples of one file of the training set: what a task holds while it writes one."""
+    shuffle_shards: int = Field(64, ge=1)
+    """Files whose examples are shuffled together: the learners' reading tasks hold the tokens of so many at once."""
 
 
 class GrpoConfig(Settings):
@@ -265,8 +327,17 @@ class EvaluateConfig(Settings):
     temperature: float = Field(0.6, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(-1, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
     max_tokens: int = Field(128, ge=1)
-    num_engines: int = Field(1, ge=1)
+    stop: tuple[str, ...] = ()
+    """As generate.stop."""
+    thinking_budget: int = Field(0, ge=0)
+    """As generate.thinking_budget, with generate's defaults for what follows the cut."""
+    budget_text: str = "\n</think>\n\n**Final Answer**\n\\boxed{"
+    budget_answer_tokens: int = Field(64, ge=1)
+    compare_judge: Literal["", "strict", "paper"] = ""
+    """A second judge of the same trajectories: its accuracy and where the two disagree are reported beside."""
+    num_engines: int | tuple[int, int] = 1
     num_bootstrap: int = Field(2000, ge=100)
     """Resamples of the questions behind each interval."""
     limit: int = Field(0, ge=0)

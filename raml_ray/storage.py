@@ -102,6 +102,11 @@ class Folder:
         with self.writing(name) as file:
             pq.write_table(table, file, compression="zstd")
 
+    def open(self, name: str) -> IO[bytes]:
+        """The file, to be read in parts and closed."""
+        file: IO[bytes] = self._fs().open(self.file(name), "rb")
+        return file
+
     def read_bytes(self, name: str) -> bytes:
         return bytes(self._fs().cat_file(self.file(name)))
 

@@ -49,12 +49,30 @@ def test_a_value_that_looks_like_json_is_read_as_json_and_another_as_text() -> N
             "'sft' builds on 'base', which is no earlier step",
         ),
         ({"steps": [{"name": "a", "stage": "base"}, {"name": "a", "stage": "base"}]}, "two are named 'a'"),
+        ({"engine.pipeline_parallel_size": 2}, "engine.gpus_per_engine=0 gives none: set engine.gpus_per_engine=2"),
+        (
+            {"engine.tensor_parallel_size": 4, "engine.pipeline_parallel_size": 2, "engine.gpus_per_engine": 4},
+            "engine.gpus_per_engine=4 differs from engine.tensor_parallel_size=4 times engine.pipeline_parallel_size=2",
+        ),
+        ({"engine.gpus_per_engine": 2}, "set engine.gpus_per_engine=1"),
+        ({"generate.min_tokens": 129}, "generate.min_tokens=129 exceeds generate.max_tokens=128"),
+        (
+            {"evaluate.stop": ["."], "engine.kind": "scripted"},
+            "evaluate.stop=['.']: the tokens of engine.kind=scripted",
+        ),
+        ({"generate.stop": ["a", ""]}, "generate.stop=['a', '']: an empty text"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_name(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         override(Config(), changes)
     assert message in str(error.value)
+
+
+def test_an_engine_may_use_a_part_of_a_gpu_or_one_per_part_of_the_model() -> None:
+    sizes = {"engine.tensor_parallel_size": 2, "engine.pipeline_parallel_size": 2}
+    assert override(Config(), {"engine.gpus_per_engine": 0.5}).engine.gpus_per_engine == 0.5
+    assert override(Config(), sizes | {"engine.gpus_per_engine": 4}).engine.gpus_per_engine == 4
 
 
 def test_a_text_may_begin_like_json_and_broken_json_is_refused_with_its_name() -> None:

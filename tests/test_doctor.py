@@ -39,7 +39,11 @@ def test_little_memory_and_little_space_are_found(tmp_path: Path) -> None:
 
 def test_a_missing_tool_is_answered_with_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert doctor._tools().remedy == "sudo apt-get install g++ bubblewrap"
+    assert doctor._compiler().remedy == "sudo apt-get install g++"
+    finding = doctor._sandbox()
+    assert finding.level == "warn", "only programs as answers need it"
+    assert "bwrap" in finding.found
+    assert "sudo apt-get install bubblewrap" in finding.remedy
 
 
 def test_a_tracking_server_that_is_down_is_found_and_its_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 For correct trajectories and, with the gold answer just the same, for wrong ones (paper, section 2.2 and Fig. 16).
 """
 
-import logging
-import time
 from collections import defaultdict
 from typing import Any
 
@@ -18,13 +16,12 @@ from raml_ray.records import Verdict
 from raml_ray.settings import AnalyzeConfig, PromptConfig
 from raml_ray.stages import mapping, rollouts, training_set
 from raml_ray.stages.context import Context, Counts, Outcome
+from raml_ray.stages.progress import Progress
 from raml_ray.storage import Folder
 from raml_ray.text import batches, leak, prompts, suffix
 from raml_ray.workers import policy as policies
 from raml_ray.workers import probe
 from raml_ray.workers.sharding import DTYPES
-
-logger = logging.getLogger(__name__)
 
 PROBE_NAME = "gold"
 ROWS_PER_SHARD = 8
@@ -57,10 +54,15 @@ def run(context: Context) -> Outcome:
             "prompt": context.config.prompt.model_dump(mode="json"),
         }
         patience = mapping.Patience(settings.shard_timeout_s, f"analyze.shard_timeout_s={settings.shard_timeout_s:g}")
-        for row in mapping.over_shards(
+        probed = mapping.over_shards(
             context.step.name, missing, ShardProbe, {"job": job}, mapping.Workers(settings.num_workers), patience
-        ):
-            logger.info("%s: %d trajectories, %.1f s", context.step.name, row["rows"], row["seconds"])
+        )
+        there = len(chosen) - sum(len(shards[shard["shard"]]) for shard in missing)
+        with Progress(
+            context.folder, context.step.name, "analyze", unit="trajectories", total=len(chosen), done=there
+        ) as progress:
+            for row in probed:
+                progress.add(int(row["rows"]))
     curves = (context.folder / "curves").read_tables("shard-", records.ANSWER_CURVE).to_pylist()
     rejected = (context.folder / "rejected").read_tables("shard-", records.REJECTED)["row_key"].to_pylist()
     mapping.check_complete(
@@ -115,8 +117,7 @@ class ShardProbe:
         reports = [self._probe(int(shard)) for shard in batch["shard"]]
         return {name: [report[name] for report in reports] for name in reports[0]}
 
-    def _probe(self, shard: int) -> dict[str, float]:
-        began = time.monotonic()
+    def _probe(self, shard: int) -> dict[str, int]:
         rows = (self._folder / "chosen").read_table(_name(shard)).to_pylist()
         curves, rejected = [], []
         for row in rows:
@@ -126,7 +127,7 @@ class ShardProbe:
                 rejected.append(records.rejected(row["trajectory_id"], "analyze", str(error)[:200], row))
         mapping.write_rejected(self._folder, _name(shard), rejected)
         (self._folder / "curves").write_table(_name(shard), records.table(curves, records.ANSWER_CURVE))
-        return {"shard": shard, "rows": len(rows), "seconds": time.monotonic() - began}
+        return {"shard": shard, "rows": len(rows)}
 
     def _curve(self, row: dict[str, Any]) -> dict[str, Any]:
         """L-hat after 0 .. n response tokens, n being where `until` ends, or all of the response."""

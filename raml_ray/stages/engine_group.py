@@ -14,9 +14,9 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raml_ray.config import Config
-from raml_ray.stages.rollouts import engine_class
+from raml_ray.stages.shard_sampler import engine_class
 from raml_ray.workers import sync_check
-from raml_ray.workers.engine import Completion, Failure, Request, Sampling
+from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
 from raml_ray.workers.sync_check import Probe
 from raml_ray.workers.weights import Layout
 

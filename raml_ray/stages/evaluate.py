@@ -12,29 +12,43 @@ import pyarrow as pa
 from raml_ray import records, storage
 from raml_ray.config import ConfigError
 from raml_ray.formulas import metrics
-from raml_ray.records import Question, Rejected, Verdict
+from raml_ray.records import Question, Verdict
 from raml_ray.settings import EvaluateConfig
-from raml_ray.stages import judging, rollouts, sources
+from raml_ray.stages import generate, judging, rollouts, second_judge, sources
 from raml_ray.stages.context import Context, Outcome
-from raml_ray.workers.engine import Sampling
+from raml_ray.stages.sources import Found
+from raml_ray.workers.sampling import Sampling
 
 SHARD_QUESTIONS = 64
 
 
 def run(context: Context) -> Outcome:
     settings = context.config.evaluate
-    questions, rejected = _questions(context)
-    context.reject(rejected, "questions")
+    second_judge.check(context.config)
+    found = _questions(context)
+    found.keep(context)
+    questions = found.questions
+    sampling = Sampling(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        max_tokens=settings.max_tokens,
+        min_p=settings.min_p,
+        stop=settings.stop,
+    )
     counts, sampled = rollouts.sample(
         context,
         questions,
-        sampling=Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens),
+        sampling=sampling,
+        budget=generate.budget(context, settings, sampling),
         num_samples=settings.num_samples,
         num_engines=settings.num_engines,
         shard_questions=SHARD_QUESTIONS,
-        questions_rejected=len(rejected),
+        questions_rejected=len(found.rejected),
+        questions_filtered=len(found.filtered),
     )
-    judged, verdicts = judging.judge(context.step.name, context.folder, [context.folder], context.config.verify)
+    verify, data = context.config.verify, context.config.data
+    judged, verdicts = judging.judge(context.step.name, context.folder, [context.folder], verify, data)
     if judged != counts.rows_out:
         raise RuntimeError(f"{counts.rows_out} trajectories, but {judged} verdicts")
     rows = storage.verified(context.folder, [context.folder])
@@ -47,25 +61,29 @@ def run(context: Context) -> Outcome:
         "temperature": settings.temperature,
         "sets": {name: _figures(context, name, table, rows, asked[name]) for name in settings.sets},
     }
-    return Outcome(counts, figures | sampled | verdicts, artifacts=("per_question.parquet",))
+    figures |= second_judge.compared(context, rows, list(settings.sets))
+    return Outcome(counts, found.figures() | figures | sampled | verdicts, artifacts=("per_question.parquet",))
 
 
-def _questions(context: Context) -> tuple[list[Question], list[Rejected]]:
-    """The questions of all sets; a set's name becomes the question's source and the beginning of its id."""
+def _questions(context: Context) -> Found:
+    """The questions of all sets; a set's name becomes the question's source and the beginning of its id.
+
+    data.filters hold for these sets too: what they turn down is not asked, and counted.
+    """
     settings, data = context.config.evaluate, context.config.data
     if not settings.sets:
         raise ConfigError(
             "evaluate.sets is empty: name question sets, for example evaluate.sets.test=path/to/test.jsonl"
         )
-    found: list[Question] = []
-    rejected: list[Rejected] = []
+    found = Found([], [], [])
     for name, path in settings.sets.items():
-        questions, bad = sources.questions(
+        of_set = sources.questions(
             context.config, data.model_copy(update={"path": path, "limit": settings.limit}), stage="evaluate"
         )
-        found += [replace(q, question_id=f"{name}/{q.question_id}", source=name) for q in questions]
-        rejected += bad
-    return found, rejected
+        found.questions.extend(replace(q, question_id=f"{name}/{q.question_id}", source=name) for q in of_set.questions)
+        found.rejected.extend(replace(row, row_key=f"{name}/{row.row_key}") for row in of_set.rejected)
+        found.filtered.extend(replace(row, row_key=f"{name}/{row.row_key}") for row in of_set.filtered)
+    return found
 
 
 def _per_question(rows: list[dict[str, Any]], questions: list[Question], settings: EvaluateConfig) -> pa.Table:

@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 def run(context: Context) -> Outcome:
     config, train = context.config, context.config.train
     check(config)
-    found, rejected = sources.questions(config, config.data, stage="grpo")
-    context.reject(rejected, "questions")
+    found = sources.questions(config, config.data, stage="grpo")
+    found.keep(context)
     policy_path = context.policy_path
-    questions, too_long = _fitting(found, policy_path, config)
+    questions, too_long = _fitting(found.questions, policy_path, config)
     cluster.check_fits(
         {
             f"grpo.num_engines={config.grpo.num_engines} of engine.cpus_per_engine={config.engine.cpus_per_engine}": (
@@ -51,8 +51,10 @@ def run(context: Context) -> Outcome:
         remove_placement_group(group)
     if "error" in figures:
         raise SyncMismatch(figures["error"])
-    rows_in = len(found) + len(rejected)
-    return Outcome(Counts(rows_in, len(questions), len(rejected), len(too_long)), figures)
+    filtered = len(found.filtered) + len(too_long)
+    return Outcome(
+        Counts(found.num_rows, len(questions), len(found.rejected), filtered), found.figures() | dict(figures)
+    )
 
 
 def check(config: Config) -> None:

@@ -5,10 +5,12 @@ import hashlib
 import fsspec
 
 from raml_ray.config import ConfigError
+from raml_ray.stages import sources
 from raml_ray.stages.context import READS, Context
+from raml_ray.text import known_sets
 from raml_ray.workers import policy as policies
 
-NAMED_ONLY = ("miniature:", "hf:")
+NAMED_ONLY = (sources.MINIATURE, sources.HUGGING_FACE, known_sets.PAPER)
 """Sources whose content their name decides (for a Hugging Face set: with its data.revision)."""
 CHUNK = 1 << 22
 
@@ -21,7 +23,8 @@ def fingerprints(context: Context) -> dict[str, str]:
         paths |= {f"evaluate.sets.{name}": path for name, path in config.evaluate.sets.items()}
     elif "data" in reads and context.step.stage != "verify":
         paths["data.path"] = config.data.path
-    found = {name: content(path) for name, path in paths.items() if path and not path.startswith(NAMED_ONLY)}
+    local = {name: sources.local_path(path) for name, path in paths.items()}
+    found = {name: content(path) for name, path in local.items() if path and not path.startswith(NAMED_ONLY)}
     if "policy" in reads and not context.step.policy and config.policy.path:
         path = config.policy.path
         try:

@@ -1,73 +1,173 @@
-"""Judging trajectories: Ray Data over killable judges, one verdict shard per trajectory shard."""
+"""Judging trajectories: Ray Data over killable judges on every node, one verdict shard per trajectory shard."""
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 
 from raml_ray import records, storage
-from raml_ray.records import Verdict
-from raml_ray.settings import VerifyConfig
+from raml_ray.config import ConfigError
+from raml_ray.records import Judgement, Verdict
+from raml_ray.settings import DataConfig, VerifyConfig
 from raml_ray.stages import mapping
+from raml_ray.stages.progress import Progress
 from raml_ray.storage import Folder
+from raml_ray.workers.code_judge import CodeJudge
 from raml_ray.workers.judge import JudgePool
-
-logger = logging.getLogger(__name__)
+from raml_ray.workers.sandbox import SandboxUnavailable
 
 VERDICTS = "verdicts"
 START_SECONDS = 300
 """A judge has started, and its first shard been read, by then."""
+TESTS_OF_A_PROGRAM = 20
+"""So many slow tests a program may pass, on average, before judges count as hanging."""
 
 
-def judge(step: str, folder: Folder, sources: Sequence[Folder], settings: VerifyConfig) -> tuple[int, dict[str, Any]]:
-    """Write a verdict of every trajectory of the sources to `folder`; what is there already and speaks of them stays.
+class Judges(Protocol):
+    """Who judges (gold answer, trajectory text), whatever kind of answer it is."""
 
-    Returns how many there are, and figures: verdicts and reasons, by count.
+    def judge(self, items: Sequence[tuple[str, str]], pattern: str = "") -> list[Judgement]: ...
+
+    def self_test(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+def pool(verify: VerifyConfig, data: DataConfig) -> Judges:
+    """Judges of what data.answers says that the gold answers are, as the settings have them.
+
+    Raises: ConfigError if programs are to be judged and cannot be: no sandbox holds here, or a pattern is to find them.
+    """
+    if data.answers == "code":
+        if verify.answer_pattern:
+            raise ConfigError(
+                "verify.answer_pattern finds final answers, and data.answers=code has programs: leave it empty"
+            )
+        try:
+            return CodeJudge(
+                num_workers=verify.num_workers,
+                cpu_seconds=verify.code_cpu_seconds,
+                wall_seconds=verify.wall_seconds,
+                memory_mib=verify.code_memory_mib,
+                output_kib=verify.code_output_kib,
+            )
+        except SandboxUnavailable as error:
+            raise ConfigError(f"data.answers=code: {error}") from None
+    return JudgePool(
+        num_workers=verify.num_workers,
+        cpu_seconds=verify.cpu_seconds,
+        wall_seconds=verify.wall_seconds,
+        max_answer_chars=verify.max_answer_chars,
+        judge="choice" if data.answers == "choice" else verify.judge,
+    )
+
+
+class Shard(NamedTuple):
+    """A shard of trajectories, and the name of the shard of their verdicts."""
+
+    source: Folder
+    file: str
+    verdicts: str
+
+    def trajectory_ids(self) -> pa.ChunkedArray:
+        return _ids(self.source / "trajectories", self.file)
+
+
+def judge(
+    step: str,
+    folder: Folder,
+    sources: Sequence[Folder],
+    verify: VerifyConfig,
+    data: DataConfig,
+    *,
+    name: str = VERDICTS,
+) -> tuple[int, dict[str, Any]]:
+    """Write a verdict of every trajectory of the sources to `folder/name`; what is there and speaks of them stays.
+
+    Returns how many there are, and figures: verdicts and reasons, by count. Holds ids alone, however many there are.
 
     Raises: ConfigError if two trajectories have the same id; RuntimeError if rows were lost, or more than
     verify.max_failed_fraction of the verdicts say nothing about the answer.
     """
-    done = set((folder / VERDICTS).names("shard-", ".parquet"))
-    wanted: list[str] = []
-    missing = []
-    most = 0
-    for source in sources:
-        for name in (source / "trajectories").names("shard-", ".parquet"):
-            ids = _ids(source / "trajectories", name)
-            wanted += ids
-            most = max(most, len(ids))
-            verdicts = f"shard-{source.name}-{name.removeprefix('shard-')}"
-            if verdicts not in done or _ids(folder / VERDICTS, verdicts) != ids:
-                missing.append({"source": source.path, "file": name, "shard": verdicts})
-    storage.check_distinct(wanted, [source.path for source in sources])
+    target = folder / name
+    done = set(target.names("shard-", ".parquet"))
+    wanted = shards(sources)
+    ids = [shard.trajectory_ids() for shard in wanted]
+    _check_distinct(ids, sources)
+    missing = [
+        {"source": shard.source.path, "file": shard.file, "shard": shard.verdicts}
+        for shard, expected in zip(wanted, ids, strict=True)
+        if shard.verdicts not in done or not _ids(target, shard.verdicts).equals(expected)
+    ]
     if missing:
+        most = max(len(expected) for expected in ids)
         # Twice what the judges may take if every answer makes them wait to the end.
-        seconds = START_SECONDS + 2 * settings.wall_seconds * most / settings.num_workers
+        slowest = verify.wall_seconds * (TESTS_OF_A_PROGRAM if data.answers == "code" else 1)
+        seconds = START_SECONDS + 2 * slowest * most / verify.num_workers
         judged = mapping.over_shards(
             step,
             missing,
             ShardJudge,
-            {"folder": folder.path, "settings": settings.model_dump(mode="json")},
-            mapping.Workers(1),
-            mapping.Patience(seconds, f"verify.wall_seconds={settings.wall_seconds:g}, of {most} answers a shard,"),
+            {
+                "folder": target.path,
+                "verify": verify.model_dump(mode="json"),
+                "data": data.model_dump(mode="json"),
+            },
+            mapping.Workers(num_nodes(ray.nodes())),  # Ray Data spreads them over the nodes
+            mapping.Patience(seconds, f"verify.wall_seconds={verify.wall_seconds:g}, of {most} answers a shard,"),
         )
-        for row in judged:
-            logger.debug("judged %s", row["shard"])
-    return _counted(folder, wanted, settings)
+        sizes = {shard.verdicts: len(expected) for shard, expected in zip(wanted, ids, strict=True)}
+        total, left = sum(sizes.values()), sum(sizes[row["shard"]] for row in missing)
+        alone = sources != [folder]  # and not beside the sampling of what is judged
+        with Progress(
+            folder, step, "verify", unit="verdicts", total=total, done=total - left, in_metrics=alone
+        ) as progress:
+            for row in judged:
+                progress.add(sizes[row["shard"]])
+    return _counted(target, wanted, ids, verify)
 
 
-def _ids(folder: Folder, name: str) -> list[str]:
-    ids: list[str] = folder.read_table(name, ["trajectory_id"])["trajectory_id"].to_pylist()
-    return ids
+def num_nodes(nodes: Sequence[dict[str, Any]]) -> int:
+    """How many nodes, as `ray.nodes()` lists them, can hold a judge: alive, with a logical CPU. One at least."""
+    return max(1, sum(1 for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1))
+
+
+def shards(sources: Sequence[Folder]) -> list[Shard]:
+    """The trajectory shards of the sources, in their order, with the names of their verdicts."""
+    return [
+        Shard(source, name, f"shard-{source.name}-{name.removeprefix('shard-')}")
+        for source in sources
+        for name in (source / "trajectories").names("shard-", ".parquet")
+    ]
+
+
+def _ids(folder: Folder, name: str) -> pa.ChunkedArray:
+    return folder.read_table(name, ["trajectory_id"])["trajectory_id"]
+
+
+def _check_distinct(ids: Sequence[pa.ChunkedArray], sources: Sequence[Folder]) -> None:
+    together = pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
+    if pc.count_distinct(together).as_py() < len(together):
+        storage.check_distinct(together.to_pylist(), [source.path for source in sources])
 
 
 class ShardJudge:
     """A pool of killable judges that gives whole shards their verdicts: the class that Ray Data maps over shards."""
 
-    def __init__(self, folder: str, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: str, verify: dict[str, Any], data: dict[str, Any]) -> None:
         self._folder = Folder(folder)
-        self._settings = VerifyConfig.model_validate(settings)
-        self._pool = pool(self._settings)
+        self._verify = VerifyConfig.model_validate(verify)
+        self._pool = pool(self._verify, DataConfig.model_validate(data))
         self._pool.self_test()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -80,7 +180,7 @@ class ShardJudge:
         rows = (source / "trajectories").read_table(shard, ["trajectory_id", "question_id", "text"]).to_pylist()
         judgements = self._pool.judge(
             [(questions[row["question_id"]].answer, row["text"]) for row in rows],
-            pattern=self._settings.answer_pattern,
+            pattern=self._verify.answer_pattern,
         )
         table = records.table(
             (
@@ -89,33 +189,46 @@ class ShardJudge:
             ),
             records.VERDICT,
         )
-        (self._folder / VERDICTS).write_table(verdicts, table)
+        self._folder.write_table(verdicts, table)
 
 
-def pool(settings: VerifyConfig) -> JudgePool:
-    """Judges as the settings have them."""
-    return JudgePool(
-        num_workers=settings.num_workers,
-        cpu_seconds=settings.cpu_seconds,
-        wall_seconds=settings.wall_seconds,
-        max_answer_chars=settings.max_answer_chars,
-    )
-
-
-def _counted(folder: Folder, wanted: list[str], settings: VerifyConfig) -> tuple[int, dict[str, Any]]:
-    table = (folder / VERDICTS).read_tables("shard-", records.VERDICT)
-    mapping.check_complete(folder, wanted, table["trajectory_id"].to_pylist(), [])
-    verdicts = Counter(table["verdict"].to_pylist())
-    reasons = Counter(
-        f"{v}:{r}" for v, r in zip(table["verdict"].to_pylist(), table["reason"].to_pylist(), strict=True)
-    )
-    failed = sum(count for name, count in verdicts.items() if not Verdict(name).is_judgement)
-    if failed > settings.max_failed_fraction * max(table.num_rows, 1):
+def _counted(
+    target: Folder, wanted: Sequence[Shard], ids: Sequence[pa.ChunkedArray], verify: VerifyConfig
+) -> tuple[int, dict[str, Any]]:
+    unasked = set(target.names("shard-", ".parquet")) - {shard.verdicts for shard in wanted}
+    if unasked:
         raise RuntimeError(
-            f"{failed} of {table.num_rows} verdicts are timeouts or errors ({dict(reasons)}), more than"
-            f" verify.max_failed_fraction={settings.max_failed_fraction} allows: look at verify.cpu_seconds and the gold answers"
+            f"{target.path} holds verdicts that nobody asked for ({', '.join(sorted(unasked)[:3])}): start the step anew"
+            " with --redo"
         )
-    return table.num_rows, {
+    verdicts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for shard, expected in zip(wanted, ids, strict=True):
+        table = target.read_table(shard.verdicts, ["trajectory_id", "verdict", "reason"])
+        if not table["trajectory_id"].equals(expected):
+            mapping.check_complete(target, expected.to_pylist(), table["trajectory_id"].to_pylist(), [])
+            raise RuntimeError(
+                f"the verdicts of {target.file(shard.verdicts)} are not in the order of their trajectories"
+            )
+        verdicts.update(table["verdict"].to_pylist())
+        reasons.update(
+            f"{v}:{r}" for v, r in zip(table["verdict"].to_pylist(), table["reason"].to_pylist(), strict=True)
+        )
+    check_failed(verdicts, reasons, verify)
+    return verdicts.total(), {
         "verdicts": {verdict.value: verdicts.get(verdict.value, 0) for verdict in Verdict},
         "reasons": dict(sorted(reasons.items())),
     }
+
+
+def check_failed(verdicts: Counter[str], reasons: Counter[str], verify: VerifyConfig) -> None:
+    """Nothing, if few enough verdicts say nothing about the answer.
+
+    Raises: RuntimeError if it is more than verify.max_failed_fraction of them.
+    """
+    failed = sum(count for name, count in verdicts.items() if not Verdict(name).is_judgement)
+    if failed > verify.max_failed_fraction * verdicts.total():
+        raise RuntimeError(
+            f"{failed} of {verdicts.total()} verdicts are timeouts or errors ({dict(reasons)}), more than"
+            f" verify.max_failed_fraction={verify.max_failed_fraction} allows: look at verify.cpu_seconds and the gold answers"
+        )

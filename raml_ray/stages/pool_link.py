@@ -137,14 +137,14 @@ class PoolLink:
     def _logprobs(self, probes: Sequence[list[int]]) -> list[np.ndarray]:
         """The learner's own log-probability of every token but the first, as the pool's engines give them."""
         examples = [Example(probe[:1], probe[1:]) for probe in probes]
-        budget = self._config.train.max_tokens_per_micro_batch
-        groups = micro_batches(examples, budget)
+        budget, packing = self._config.train.max_tokens_per_micro_batch, self._config.train.packing
+        groups = micro_batches(examples, budget, packing=packing)
         found: dict[int, np.ndarray] = {}
-        for group, batch in zip(groups, batches(examples, budget, len(groups)), strict=True):
+        for group, batch in zip(groups, batches(examples, budget, len(groups), packing=packing), strict=True):
             with torch.no_grad():
-                logprob_BT = self._learner.token_logprobs(batch).cpu().numpy()
-            for example, row_T in zip(group, logprob_BT, strict=True):
-                found[id(example)] = row_T[1 : len(example)].copy()
+                logprob_BT = self._learner.token_logprobs(batch).cpu()
+            for example, row_T in zip(group, batch.split(logprob_BT), strict=True):
+                found[id(example)] = row_T[1:].numpy().copy()
         return [found[id(example)] for example in examples]
 
     def _why(self, version: int, checked: Checked, sequence: list[int], state: Mapping[str, torch.Tensor]) -> str:

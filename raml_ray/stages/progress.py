@@ -46,8 +46,12 @@ class Progress:
     `done` rows were there before. Any thread may add; a thread of its own tells.
     """
 
-    def __init__(self, folder: Folder, step: str, stage: str, *, unit: str, total: int, done: int = 0) -> None:
+    def __init__(
+        self, folder: Folder, step: str, stage: str, *, unit: str, total: int, done: int = 0, in_metrics: bool = True
+    ) -> None:
+        """`in_metrics` is false for what is not the step's own kind of row: the file and the terminal alone are told."""
         self._folder, self._step, self._stage, self._unit, self._total = folder, step, stage, unit, total
+        self._in_metrics = in_metrics
         self._lock = threading.Lock()
         self._done, self._tokens = done, 0
         self._samples = collections.deque([_Sample(time.monotonic(), done, 0)])
@@ -106,6 +110,10 @@ class Progress:
                     return
 
     def _report(self, metrics: MetricsFile, figures: dict[str, int | float]) -> None:
+        if on_terminal():
+            logger.info("%s: %s", self._step, progress_file.line({"unit": self._unit} | figures))
+        if not self._in_metrics:
+            return
         values = {
             "progress/rows": figures["done"],
             "progress/rows_per_s": figures["rows_per_s"],
@@ -115,8 +123,6 @@ class Progress:
         with contextlib.suppress(OSError):  # that it cannot be written is said of progress.json already
             # The line's step is the row count: a resumed attempt goes on where the one before it stopped.
             metrics.append(int(figures["done"]), values)
-        if on_terminal():
-            logger.info("%s: %s", self._step, progress_file.line({"unit": self._unit} | figures))
 
 
 def on_terminal() -> bool:

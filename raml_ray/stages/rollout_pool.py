@@ -5,6 +5,8 @@ The pool is one actor that holds the engines, the newest weights that a learner 
 
 import logging
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,19 +14,22 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from raml_ray.config import Config
-from raml_ray.records import Question, Verdict
+from raml_ray.records import Judgement, Question, Verdict
 from raml_ray.stages import judging
 from raml_ray.stages.engine_group import Call, EngineGroup, Held
 from raml_ray.stages.rollouts import stop_token_ids
 from raml_ray.text import prompts
 from raml_ray.workers import policy as policies
 from raml_ray.workers import rollouts
-from raml_ray.workers.engine import Completion, Failure, Request, Sampling
 from raml_ray.workers.rollouts import Rollout
+from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
 from raml_ray.workers.sync_check import Probe
 from raml_ray.workers.weights import Layout
 
 logger = logging.getLogger(__name__)
+
+JUDGED_TOGETHER = 100
+"""Verdicts, of one step or several, among which a share of timeouts and errors means something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,10 @@ class RolloutPool:
         self._tokenizer = policies.load_tokenizer(policy_path)
         self._stop = stop_token_ids(policy_path, self._tokenizer)
         self._sampled: tuple[int, Sampled] | None = None
-        self._judges = judging.pool(config.verify)
+        self._judges = judging.pool(config.verify, config.data)
         self._judges.self_test()
+        self._verdicts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
 
     def ready(self) -> int:
         """Waits until every engine answers; the number of engines. Raises: as `EngineGroup.ask`."""
@@ -140,6 +147,7 @@ class RolloutPool:
         judgements = self._judges.judge(
             list(zip(golds, texts, strict=True)), pattern=self._config.verify.answer_pattern
         )
+        self._watch_judges(judgements)
         rows = []
         for place, (answer, judgement) in enumerate(zip(answers, judgements, strict=True)):
             question = questions[place // size]
@@ -160,3 +168,13 @@ class RolloutPool:
                 )
             )
         return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def _watch_judges(self, judgements: Sequence[Judgement]) -> None:
+        """Raises: RuntimeError if more than verify.max_failed_fraction of the last hundred or more verdicts are
+        timeouts or errors: a run whose rewards nobody gives would otherwise go on and learn nothing."""
+        self._verdicts.update(judgement.verdict.value for judgement in judgements)
+        self._reasons.update(f"{judgement.verdict.value}:{judgement.reason}" for judgement in judgements)
+        if self._verdicts.total() >= JUDGED_TOGETHER:
+            judging.check_failed(self._verdicts, self._reasons, self._config.verify)
+            self._verdicts.clear()
+            self._reasons.clear()

@@ -7,39 +7,34 @@ its name, which happens in one rename; whatever was under way before is made aga
 import json
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import ray
 from transformers import PreTrainedTokenizerBase
 
 from raml_ray import cluster, records
-from raml_ray.config import ConfigError, fingerprint
-from raml_ray.records import Question, Rejected, Trajectory
-from raml_ray.settings import EngineConfig, PromptConfig
-from raml_ray.stages import mapping
+from raml_ray.config import ConfigError
+from raml_ray.records import Question
+from raml_ray.stages import ledger, mapping
 from raml_ray.stages.context import Context, Counts
+from raml_ray.stages.progress import Progress
+from raml_ray.stages.shard_sampler import ShardSampler
+from raml_ray.stages.shards import QUESTIONS, TRAJECTORIES, sample_key, shard_name
 from raml_ray.storage import Folder
 from raml_ray.text import prompts
 from raml_ray.workers import policy as policies
-from raml_ray.workers.engine import Completion, Engine, Failure, Request, Sampling
-from raml_ray.workers.scripted_engine import ScriptedEngine
+from raml_ray.workers.responses import Budget
+from raml_ray.workers.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 
-TRAJECTORIES = "trajectories"
-QUESTIONS = "questions.parquet"
-
-
-def shard_name(index: int) -> str:
-    return f"shard-{index:06d}.parquet"
-
-
-def engine_class(settings: EngineConfig) -> type[Engine] | type[ScriptedEngine]:
-    return Engine if settings.kind == "vllm" else ScriptedEngine
+MOST_AT_ONCE = 64
+"""Shards that one engine makes at once: a thread each."""
 
 
 def stop_token_ids(policy_path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -62,44 +57,51 @@ def sample(
     *,
     sampling: Sampling,
     num_samples: int,
-    num_engines: int,
+    num_engines: int | tuple[int, int],
     shard_questions: int,
     questions_rejected: int,
+    questions_filtered: int = 0,
+    budget: Budget | None = None,
 ) -> tuple[Counts, dict[str, Any]]:
     """Write `num_samples` trajectories of every question to the step's folder; what is there already stays.
 
-    Returns the counts (a row is a question's sample, of rejected questions too) and figures: trajectories, distinct
-    texts, tokens, truncated ones, and why rows were rejected.
+    Returns the counts (a row is a question's sample, of rejected and filtered questions too) and figures:
+    trajectories, distinct texts, tokens, truncated ones, why rows were rejected, and what this attempt survived.
 
     Raises: ConfigError if the engines do not fit the cluster, the policy cannot be used, no prompt fits the engine, or
-    the shards that are there belong to other questions; RuntimeError if rows were lost.
+    the shards that are there belong to other questions; RuntimeError if rows were lost or more engines died than
+    generate.max_engine_failures.
     """
-    config, folder = context.config, context.folder
     _keep_questions(context, questions)
     num_shards = math.ceil(len(questions) / shard_questions)
-    done = set((folder / TRAJECTORIES).names("shard-", ".parquet"))
+    done = set((context.folder / TRAJECTORIES).names("shard-", ".parquet"))
     missing = [index for index in range(num_shards) if shard_name(index) not in done]
     if len(missing) < num_shards:
         logger.info("%s: %d of %d shards are there", context.step.name, num_shards - len(missing), num_shards)
+    survived = {"engine_failures": 0, "nodes_lost": 0}
     if missing:
-        cluster.check_fits(
-            {
-                f"{num_engines} engines of engine.cpus_per_engine={config.engine.cpus_per_engine}": (
-                    num_engines * config.engine.cpus_per_engine,
-                    num_engines * config.engine.gpus_per_engine,
-                ),
-                "Ray Data's own tasks": (1, 0),
-            }
-        )
-        _check_prompts(context, questions)
-        _sample_shards(context, missing, sampling, num_samples, num_engines, shard_questions)
-    wanted = [sample_key(question.question_id, index) for question in questions for index in range(num_samples)]
-    return _counted(folder, wanted, questions_rejected * num_samples)
-
-
-def sample_key(question_id: str, index: int) -> str:
-    """What names a question's sample before it has an id."""
-    return f"{question_id}#{index}"
+        _check_cluster(context, num_engines)
+        job = _job(context, questions, sampling, budget, num_samples, shard_questions)
+        in_missing = sum(min(shard_questions, len(questions) - index * shard_questions) for index in missing)
+        total = len(questions) * num_samples
+        with Progress(
+            context.folder,
+            context.step.name,
+            context.step.stage,
+            unit="trajectories",
+            total=total,
+            done=total - in_missing * num_samples,
+        ) as progress:
+            survived = _sample_shards(context, missing, job, num_engines, progress)
+    counts, figures = _counted(context.folder, questions, num_samples, shard_questions)
+    counts = Counts(
+        rows_in=counts.rows_in + (questions_rejected + questions_filtered) * num_samples,
+        rows_out=counts.rows_out,
+        rejected=counts.rejected + questions_rejected * num_samples,
+        filtered=questions_filtered * num_samples,
+    )
+    counts.check()
+    return counts, figures | survived
 
 
 def _keep_questions(context: Context, questions: Sequence[Question]) -> None:
@@ -127,11 +129,37 @@ def opened_policy(context: Context) -> tuple[str, PreTrainedTokenizerBase]:
         raise ConfigError(f"step {context.step.name!r}: {error}") from None
 
 
-def _check_prompts(context: Context, questions: Sequence[Question]) -> None:
-    """Refuse, before any engine starts, a policy that ends no response and prompts of which none can be answered."""
+def _check_cluster(context: Context, num_engines: int | tuple[int, int]) -> None:
+    """Refuse engines of which not even the fewest could start."""
+    engine = context.config.engine
+    fewest = num_engines if isinstance(num_engines, int) else num_engines[0]
+    cluster.check_fits(
+        {
+            f"{fewest} engines of engine.cpus_per_engine={engine.cpus_per_engine}": (
+                fewest * engine.cpus_per_engine,
+                fewest * engine.gpus_per_engine,
+            ),
+            "Ray Data's own tasks": (1, 0),
+        }
+    )
+    cluster.check_labels(engine.node_labels)
+
+
+def _job(
+    context: Context,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    budget: Budget | None,
+    num_samples: int,
+    shard_questions: int,
+) -> dict[str, Any]:
+    """What every engine is told.
+
+    Raises: ConfigError, before any engine starts, for a policy that ends no response and prompts of which none can be
+    answered.
+    """
     config = context.config
     path, tokenizer = opened_policy(context)
-    stop_token_ids(path, tokenizer)
     try:
         lengths = (len(prompts.prompt_token_ids(tokenizer, question.problem, config.prompt)) for question in questions)
         if not any(length < config.engine.max_model_len for length in lengths):
@@ -141,153 +169,117 @@ def _check_prompts(context: Context, questions: Sequence[Question]) -> None:
             )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-
-
-def _sample_shards(
-    context: Context, missing: list[int], sampling: Sampling, num_samples: int, num_engines: int, shard_questions: int
-) -> None:
-    config = context.config
-    job = {
+    return {
         "folder": context.folder.path,
-        "policy_path": context.policy_path,
+        "policy_path": path,
         "policy_name": context.policy_name,
         "engine": config.engine.model_dump(mode="json"),
         "prompt": config.prompt.model_dump(mode="json"),
-        "sampling": sampling,
+        "sampling": replace(sampling, stop_token_ids=stop_token_ids(path, tokenizer)),
+        "budget": budget,
         "num_samples": num_samples,
         "shard_questions": shard_questions,
         "seed": config.seed,
         "stage": context.step.stage,
     }
-    engine = config.engine
+
+
+def shards_at_once(max_num_seqs: int, shard_rows: int, num_shards: int, num_engines: int) -> int:
+    """Shards that one engine makes at once, so that it is never short of requests at a shard's end.
+
+    Twice as many requests as it decodes at once, in two shards at least; but no more shards than its share of all,
+    which are there for the other engines too.
+    """
+    wanted = max(2, math.ceil(2 * max_num_seqs / shard_rows))
+    return min(wanted, math.ceil(num_shards / num_engines), MOST_AT_ONCE)
+
+
+def _sample_shards(
+    context: Context,
+    missing: Sequence[int],
+    job: dict[str, Any],
+    num_engines: int | tuple[int, int],
+    progress: Progress,
+) -> dict[str, int]:
+    """Make the missing shards; what the engines went through meanwhile."""
+    engine, generate = context.config.engine, context.config.generate
+    fewest, most = (num_engines, num_engines) if isinstance(num_engines, int) else num_engines
+    rows = job["num_samples"] * job["shard_questions"]
+    placement: dict[str, Any] = {"scheduling_strategy": "SPREAD" if engine.placement == "spread" else "DEFAULT"}
+    if engine.node_labels:
+        placement["label_selector"] = dict(engine.node_labels)
+    book = ledger.beside_driver(
+        ledger.Limits(generate.max_engine_failures, generate.max_attempts, engine.start_timeout_s)
+    )
+
+    num_told = 0
+
+    def report() -> ledger.Report:
+        nonlocal num_told
+        said: ledger.Report = ray.get(book.report.remote(), timeout=ledger.ANSWERS_S)
+        if said.engine_failures > num_told:
+            num_told = said.engine_failures
+            logger.warning("%s: %d engines have died, the last of: %s", context.step.name, num_told, said.last_reason)
+        if said.stop:
+            raise RuntimeError(f"step {context.step.name!r}: {said.stop}")
+        return said
+
     made = mapping.over_shards(
         context.step.name,
         [{"shard": index} for index in missing],
         ShardSampler,
-        {"job": job},
-        mapping.Workers(num_engines, engine.cpus_per_engine, engine.gpus_per_engine),
+        {"job": job, "ledger": book},
+        mapping.Workers(
+            (fewest, most),
+            engine.cpus_per_engine,
+            engine.gpus_per_engine,
+            # A pool that may grow hands every engine as many again to wait for: those are part of its share.
+            shards_at_once(engine.max_num_seqs, rows, len(missing), most if fewest == most else 2 * most),
+            placement,
+        ),
         # A shard may have to wait for an engine that takes a dead one's place.
         mapping.Patience(
-            engine.start_timeout_s + engine.request_timeout_s,
-            f"engine.start_timeout_s={engine.start_timeout_s:g} + engine.request_timeout_s={engine.request_timeout_s:g}",
+            engine.start_timeout_s + engine.stall_timeout_s,
+            f"engine.start_timeout_s={engine.start_timeout_s:g} + engine.stall_timeout_s={engine.stall_timeout_s:g}",
         ),
+        watch=report,
     )
-    began = time.monotonic()
-    for finished, row in enumerate(made, start=1):
-        logger.info(
-            "%s: shard %d of %d, %d rows, %.0f tokens/s, %.0f s left",
-            context.step.name,
-            finished,
-            len(missing),
-            row["rows"],
-            row["tokens"] / max(row["seconds"], 1e-9),
-            (time.monotonic() - began) / finished * (len(missing) - finished),
+    for row in made:
+        progress.add(row["rows"], row["tokens"])
+    last = report()
+    return {"engine_failures": last.engine_failures, "nodes_lost": last.nodes_lost}
+
+
+def _counted(
+    folder: Folder, questions: Sequence[Question], num_samples: int, shard_questions: int
+) -> tuple[Counts, dict[str, Any]]:
+    """Counts and figures of what the folder holds, read shard by shard: all rows need not fit into memory."""
+    reasons: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
+    num_shards = math.ceil(len(questions) / shard_questions)
+    wanted_names = {shard_name(index): index for index in range(num_shards)}
+    set_aside = set((folder / "rejected").names("shard-", ".parquet"))
+    columns = ["question_id", "sample_index", "text", "finish_reason", "token_ids"]
+    for name in sorted(wanted_names.keys() | (folder / TRAJECTORIES).names("shard-", ".parquet")):
+        place = wanted_names.get(name, num_shards) * shard_questions
+        wanted = [
+            sample_key(question.question_id, index)
+            for question in questions[place : place + shard_questions]
+            for index in range(num_samples)
+        ]
+        table = (folder / TRAJECTORIES).read_table(name, columns)
+        rejected = (
+            (folder / "rejected").read_table(name, ["row_key", "reason"]).to_pydict() if name in set_aside else {}
         )
-
-
-class ShardSampler:
-    """An engine that makes whole shards: the class that Ray Data maps over shard numbers."""
-
-    def __init__(self, job: dict[str, Any]) -> None:
-        self._job = job
-        self._folder = Folder(job["folder"])
-        self._prompt = PromptConfig.model_validate(job["prompt"])
-        settings = EngineConfig.model_validate(job["engine"])
-        self._max_len = settings.max_model_len
-        self._questions = records.questions(self._folder.read_table(QUESTIONS))
-        self._tokenizer = policies.load_tokenizer(job["policy_path"])
-        self._sampling = replace(job["sampling"], stop_token_ids=stop_token_ids(job["policy_path"], self._tokenizer))
-        self._policy_id = policies.policy_id(job["policy_path"], job["policy_name"])
-        self._engine = engine_class(settings)(job["policy_path"], settings, seed=job["seed"])
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        reports = [self._make(int(shard)) for shard in batch["shard"]]
-        return {name: [report[name] for report in reports] for name in reports[0]}
-
-    def _make(self, shard: int) -> dict[str, float]:
-        began = time.monotonic()
-        size = self._job["shard_questions"]
-        rows, rejected = self._rows(self._questions[shard * size : (shard + 1) * size])
-        mapping.write_rejected(self._folder, shard_name(shard), rejected)
-        # Last: the trajectories' file is what says that the shard is made.
-        (self._folder / TRAJECTORIES).write_table(shard_name(shard), records.table(rows, records.TRAJECTORY))
-        tokens = sum(len(row.token_ids or ()) for row in rows)
-        return {"shard": shard, "rows": len(rows), "tokens": tokens, "seconds": time.monotonic() - began}
-
-    def _rows(self, questions: Sequence[Question]) -> tuple[list[Trajectory], list[Rejected]]:
-        """Every sample of these questions, as a trajectory or set aside."""
-        plan: list[tuple[Trajectory, Request]] = []
-        rejected: list[Rejected] = []
-        for question in questions:
-            ids = prompts.prompt_token_ids(self._tokenizer, question.problem, self._prompt)
-            special = prompts.special_token_in(self._tokenizer, question.problem)
-            for index in range(self._job["num_samples"]):
-                key = sample_key(question.question_id, index)
-                if special:
-                    rejected.append(records.rejected(key, self._job["stage"], f"special_token:{special}", question))
-                else:
-                    row = self._unanswered(question, index, ids)
-                    plan.append((row, Request(ids, row.seed)))
-        answers = self._engine.generate([request for _, request in plan], self._sampling)
-        rows = []
-        for (row, _), answer in zip(plan, answers, strict=True):
-            if isinstance(answer, Failure):
-                key = sample_key(row.question_id, row.sample_index)
-                rejected.append(records.rejected(key, self._job["stage"], answer.reason, row))
-            else:
-                rows.append(self._answered(row, answer))
-        return rows, rejected
-
-    def _unanswered(self, question: Question, index: int, prompt_ids: list[int]) -> Trajectory:
-        how = fingerprint(
-            {
-                "prompt": self._prompt,
-                "sampling": self._sampling.to_json(),
-                "max_len": self._max_len,
-                "seed": self._job["seed"],
-            }
-        )
-        identity = records.trajectory_id(question.question_id, self._policy_id, how, index)
-        return Trajectory(
-            trajectory_id=identity,
-            question_id=question.question_id,
-            sample_index=index,
-            text="",
-            finish_reason="",
-            policy_id=self._policy_id,
-            sampling=self._sampling.to_json(),
-            seed=records.seed_of(self._job["seed"], identity),
-            prompt_token_ids=prompt_ids,
-        )
-
-    def _answered(self, row: Trajectory, answer: Completion) -> Trajectory:
-        return Trajectory(
-            **{
-                **asdict(row),
-                "text": prompts.response_text(self._tokenizer, answer.token_ids, self._prompt),
-                "finish_reason": answer.finish_reason,
-                "token_ids": answer.token_ids,
-                "logprobs": answer.logprobs,
-                "weight_versions": [{"version": answer.version, "start": 0, "end": len(answer.token_ids)}],
-            }
-        )
-
-
-def _counted(folder: Folder, wanted: Sequence[str], unasked: int) -> tuple[Counts, dict[str, Any]]:
-    """Counts and figures of what the folder holds; `unasked` are the rows of questions that were set aside."""
-    table = (folder / TRAJECTORIES).read_tables("shard-", records.TRAJECTORY)
-    rejected = (folder / "rejected").read_tables("shard-", records.REJECTED)
-    question_ids = table["question_id"].to_pylist()
-    samples = zip(question_ids, table["sample_index"].to_pylist(), strict=True)
-    mapping.check_complete(folder, wanted, [sample_key(*sample) for sample in samples], rejected["row_key"].to_pylist())
-    lengths = [len(tokens) for tokens in table["token_ids"].to_pylist() if tokens is not None]
-    figures = {
-        "trajectories": table.num_rows,
-        "distinct_texts": len(set(zip(question_ids, table["text"].to_pylist(), strict=True))),
-        "tokens": sum(lengths),
-        "truncated": table["finish_reason"].to_pylist().count("length"),
-        "rejected_reasons": dict(sorted(Counter(rejected["reason"].to_pylist()).items())),
-    }
-    counts = Counts(rows_in=len(wanted) + unasked, rows_out=table.num_rows, rejected=rejected.num_rows + unasked)
-    counts.check()
-    return counts, figures
+        question_ids = table["question_id"].to_pylist()
+        samples = zip(question_ids, table["sample_index"].to_pylist(), strict=True)
+        mapping.check_complete(folder, wanted, [sample_key(*sample) for sample in samples], rejected.get("row_key", ()))
+        reasons.update(rejected.get("reason", ()))
+        totals["trajectories"] += table.num_rows
+        totals["distinct_texts"] += len(set(zip(question_ids, table["text"].to_pylist(), strict=True)))
+        totals["tokens"] += pc.sum(pc.list_value_length(table["token_ids"])).as_py() or 0
+        totals["truncated"] += table["finish_reason"].to_pylist().count("length")
+    rows_in = len(questions) * num_samples
+    names = ("trajectories", "distinct_texts", "tokens", "truncated")
+    figures = {name: totals[name] for name in names} | {"rejected_reasons": dict(sorted(reasons.items()))}
+    return Counts(rows_in, totals["trajectories"], sum(reasons.values())), figures

@@ -5,7 +5,7 @@ from typing import Any
 
 from raml_ray import cluster
 from raml_ray.config import Config
-from raml_ray.stages import learners, training_set
+from raml_ray.stages import example_shards, example_stream, learners, training_set
 from raml_ray.stages.context import Context, Outcome
 from raml_ray.storage import Folder
 
@@ -13,37 +13,33 @@ from raml_ray.storage import Folder
 def run(context: Context) -> Outcome:
     policy_path = context.policy_path
     learners.check(context.config.train, context.folder, policy_path)
-    cluster.check_fits(learners.asked(context.config.train))
+    cluster.check_fits(learners.asked(context.config.train) | {"Ray Data's own tasks": (1, 0)})
     counts, figures = training_set.write(context)
     examples = context.folder / training_set.EXAMPLES
     return Outcome(counts, figures | train_policy(examples, context.folder, policy_path, context.config))
 
 
 def train_policy(examples: Folder, folder: Folder, policy_path: str, config: Config) -> dict[str, float]:
-    """Fine-tune the policy on a folder of EXAMPLE tables, leave it in `folder`/policy and return its figures.
+    """Fine-tune the policy on a training set (`example_shards`), leave it in `folder`/policy and return its figures.
 
     Run again after a kill, it goes on from the last checkpoint in `folder`.
 
     Raises: ValueError if there is nothing to train on or the policy folder lacks something.
     """
-    if not any(examples.read_table(name, []).num_rows for name in examples.names(suffix=".parquet")):
-        raise ValueError(
-            f"{examples.path} has no examples: no correct trajectory fits sft.max_length={config.sft.max_length}"
-            f" and sft.policies={config.sft.policies}"
-        )
+    example_shards.read_index(examples)  # refused before any worker starts
     return learners.run(_worker, {"examples": examples.path}, config=config, folder=folder, policy_path=policy_path)
 
 
 def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
     """One learner rank."""
-    from raml_ray.text.batches import EXAMPLE, Examples
-    from raml_ray.workers import checkpoints, sft_loop
+    from raml_ray.workers import checkpoints, sft_loop, sft_plan
 
     config = learners.started(arguments)
     folder, policy_path = Folder(arguments["folder"]), str(arguments["policy_path"])
-    examples = Examples(Folder(arguments["examples"]).read_tables("", EXAMPLE))
+    examples = Folder(arguments["examples"])
+    plan = sft_plan.plan(example_shards.read_index(examples).rows, config.sft, config.seed)
     learner = learners.loaded(policy_path, config)
-    origin = {"num_examples": len(examples), "seed": config.seed}
+    origin = {"num_examples": plan.num_examples, "seed": config.seed}
     start_step, metrics_file = learners.restored(learner, folder, origin)
     last: dict[str, float] = {}
 
@@ -57,9 +53,11 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
             folder.file(learners.CHECKPOINTS), step, learner.state(), origin, keep=config.train.keep_checkpoints
         )
 
-    plan = sft_loop.train(
+    rank = example_stream.Rank(learner.rank, learner.world_size)
+    sft_loop.train(
         learner,
-        examples,
+        plan,
+        example_stream.stream(examples, plan, start_step, rank, config.train.collective_timeout_s),
         config.sft,
         config.train,
         seed=config.seed,

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from typing import Any
 
-from raml_ray import records, storage
+from raml_ray import storage
 from raml_ray.config import ConfigError
 from raml_ray.records import Verdict
 from raml_ray.stages import judging
@@ -13,10 +13,11 @@ from raml_ray.storage import Folder
 
 def run(context: Context) -> Outcome:
     sources = context.sources
+    config = context.config
     if not sources:
         raise ConfigError(f"step {context.step.name!r} takes no data: name the steps whose trajectories it judges")
     rows_in = sum(int(storage.summary(source)["counts"]["rows_out"]) for source in sources)
-    judged, figures = judging.judge(context.step.name, context.folder, sources, context.config.verify)
+    judged, figures = judging.judge(context.step.name, context.folder, sources, config.verify, config.data)
     agreement = _agreement(context.folder, sources)
     if agreement:
         figures["agreement"] = agreement
@@ -28,17 +29,18 @@ def _agreement(folder: Folder, sources: list[Folder]) -> dict[str, Any]:
 
     A timeout or error of the judge says nothing about the answer: those are counted as `unjudged` and left out.
     """
-    rows = (folder / judging.VERDICTS).read_tables("shard-", records.VERDICT).to_pylist()
-    verdicts = {row["trajectory_id"]: Verdict(row["verdict"]) for row in rows}
     pairs: dict[str, Counter[tuple[Verdict, bool]]] = defaultdict(Counter)
     for source in sources:
         if not source.exists("labels.parquet"):
             continue
-        held = storage.trajectories(source).select(["trajectory_id", "policy_id"]).to_pylist()
-        policies = {row["trajectory_id"]: row["policy_id"] for row in held}
-        for row in source.read_table("labels.parquet").to_pylist():
-            key = row["trajectory_id"]
-            pairs[policies[key]][verdicts[key], row["label"]] += 1
+        published = source.read_table("labels.parquet")
+        labels = dict(zip(published["trajectory_id"].to_pylist(), published["label"].to_pylist(), strict=True))
+        for shard in judging.shards([source]):
+            held = (source / "trajectories").read_table(shard.file, ["policy_id"])["policy_id"].to_pylist()
+            judged = (folder / judging.VERDICTS).read_table(shard.verdicts, ["trajectory_id", "verdict"]).to_pylist()
+            for policy, row in zip(held, judged, strict=True):
+                if row["trajectory_id"] in labels:
+                    pairs[policy][Verdict(row["verdict"]), labels[row["trajectory_id"]]] += 1
     if not pairs:
         return {}
     together = sum(pairs.values(), Counter[tuple[Verdict, bool]]())

@@ -1,8 +1,8 @@
 r"""The final answer of a trajectory, and whether it is the gold answer. Pure: whoever calls puts a process around it.
 
-Reading. The text after the last `</think>` counts (a `<think>` that never closes leaves no answer); in it the last
-balanced `\boxed{}` that holds something, or the first group of the last match of a pattern. Numbers that merely stand
-in the text never count.
+Reading. The text after the last `</think>` counts (a `<think>` that never closes leaves no answer), of it the last
+MOST_CHARS characters; in them the last balanced `\boxed{}` that holds something, or the first group of the last match
+of a pattern. Numbers that merely stand in the text never count.
 
 Judging, in this order (G is the gold answer, A the extracted one):
 
@@ -33,6 +33,8 @@ from raml_ray.text import equality, notation
 from raml_ray.text.notation import Structure
 
 EXTRACTED_CHARS = 500
+MOST_CHARS = 200_000
+"""Of a trajectory's conclusion the last so many characters are read."""
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 CHOICE = re.compile(r"\(?\s*([A-J])\s*[).:]?")
 EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)")
@@ -56,26 +58,39 @@ class BadGold(ValueError):
 def extract_final(text: str, *, pattern: str = "") -> str | None:
     r"""The final answer as the trajectory writes it, or None if there is none.
 
-    Without a pattern the last balanced, non-empty `\boxed{}` after thinking; with one, its last match's first group.
+    Without a pattern the last balanced, non-empty `\boxed{}` after thinking; with one, its last match's first group,
+    which may take as long as the pattern likes.
 
     Raises: ValueError if the pattern is no regular expression or has no group.
     """
-    _, closing, conclusion = text.rpartition("</think>")
-    if not closing and "<think>" in text:
+    concluded = conclusion(text)
+    if concluded is None:
         return None
     if not pattern:
-        return _last_box(conclusion)
+        return last_box(concluded)
+    found = [match.group(1) or "" for match in check_pattern(pattern).finditer(concluded)]
+    return found[-1].strip() or None if found else None
+
+
+def conclusion(text: str) -> str | None:
+    """What follows the last `</think>`, its last MOST_CHARS characters; None if a `<think>` never closes."""
+    _, closing, concluded = text.rpartition("</think>")
+    return None if not closing and "<think>" in text else concluded[-MOST_CHARS:]
+
+
+def check_pattern(pattern: str) -> re.Pattern[str]:
+    """The compiled verify.answer_pattern. Raises: ValueError if it is no regular expression or has no group."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"verify.answer_pattern={pattern!r} is no regular expression: {error}") from None
     if compiled.groups < 1:
         raise ValueError(f"verify.answer_pattern={pattern!r} has no group: put the answer's part in parentheses")
-    found = [match.group(1) or "" for match in compiled.finditer(conclusion)]
-    return found[-1].strip() or None if found else None
+    return compiled
 
 
-def _last_box(text: str) -> str | None:
+def last_box(text: str) -> str | None:
+    """Content of the last balanced box that holds something, in one pass."""
     opened: list[tuple[int, bool]] = []  # where the content of each open brace begins, and whether it is a box's
     found: tuple[int, str] | None = None
     for token in BOX.finditer(text):
@@ -121,7 +136,7 @@ def compare(gold: str, answer: str, *, max_chars: int = 2000) -> Comparison:
     if len(answer) > max_chars:
         is_same = answer.strip() == gold.strip()
         return Comparison(is_same, "exact" if is_same else "too_complex")
-    gold_text, answer_text = notation.clean(_last_box(gold) or gold), notation.clean(answer)
+    gold_text, answer_text = notation.clean(last_box(gold) or gold), notation.clean(answer)
     if not gold_text:
         raise BadGold("empty")
     if gold_text == answer_text:

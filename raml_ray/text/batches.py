@@ -1,4 +1,4 @@
-"""Training examples as token ids, and how they are grouped and padded into micro-batches."""
+"""Training examples as token ids, and how they are grouped, then packed or padded, into micro-batches."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,26 +32,36 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples padded on the right, (B, T). Column t of the mask and of every field speaks of token t, as column t of
-    `policy.token_logprobs` does."""
+    """Examples padded on the right, a row each, or packed one behind the other into one row, (B, T). Column t of the mask
+    and of every field speaks of token t, as column t of `policy.token_logprobs` does."""
 
     input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-    """1 on tokens, 0 on padding."""
+    attention_mask_BT: Tensor | None
+    """1 on tokens, 0 on padding; None if packed: an example's tokens see their own example alone."""
     position_ids_BT: Tensor
+    """From 0 on in every example."""
     response_mask_BT: Tensor
     """1.0 on response tokens, float32."""
     fields: Mapping[str, Tensor]
     """Each (B, T) float32, 0 outside the response."""
+    lengths: tuple[int, ...]
+    """Tokens of each example, in the order of the rows or within the row."""
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(
             self.input_ids_BT.to(device),
-            self.attention_mask_BT.to(device),
+            None if self.attention_mask_BT is None else self.attention_mask_BT.to(device),
             self.position_ids_BT.to(device),
             self.response_mask_BT.to(device),
             {name: values_BT.to(device) for name, values_BT in self.fields.items()},
+            self.lengths,
         )
+
+    def split(self, values_BT: Tensor) -> list[Tensor]:
+        """Of values per column those of each example, (T,) each."""
+        if self.attention_mask_BT is None:
+            return list(values_BT[0].split(self.lengths))
+        return [values_T[:length] for values_T, length in zip(values_BT, self.lengths, strict=True)]
 
     def weightless(self) -> "Batch":
         """The same tokens with an empty response mask: a forward and backward pass that adds nothing."""
@@ -115,13 +125,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, problem: str, response: str, prom
     return Example(prompts.prompt_token_ids(tokenizer, problem, prompt), response_ids)
 
 
-def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """The examples, longest first, in groups whose padded size (rows x longest) stays within `max_tokens`.
+def micro_batches(examples: Sequence[Example], max_tokens: int, *, packing: bool = False) -> list[list[Example]]:
+    """The examples, longest first, in groups of at most `max_tokens` each: packed their sum, padded rows x longest.
 
     A longer example is a group of its own. The order depends on the lengths and, among equal ones, on the given order.
     """
+    longest_first = sorted(examples, key=len, reverse=True)
+    return _packed(longest_first, max_tokens) if packing else _padded(longest_first, max_tokens)
+
+
+def _padded(longest_first: Sequence[Example], max_tokens: int) -> list[list[Example]]:
     groups: list[list[Example]] = []
-    for example in sorted(examples, key=len, reverse=True):
+    for example in longest_first:
         if groups and (len(groups[-1]) + 1) * len(groups[-1][0]) <= max_tokens:
             groups[-1].append(example)
         else:
@@ -129,29 +144,49 @@ def micro_batches(examples: Sequence[Example], max_tokens: int) -> list[list[Exa
     return groups
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """The examples as one Batch, padded on the right to the longest (or by token 0, which no mask lets in).
+def _packed(longest_first: Sequence[Example], max_tokens: int) -> list[list[Example]]:
+    """Each example into the first group with room: at most 11/9 of the fewest groups that hold them, and one more."""
+    groups: list[list[Example]] = []
+    free: list[int] = []
+    for example in longest_first:
+        place = next((place for place, room in enumerate(free) if room >= len(example)), len(groups))
+        if place == len(groups):
+            groups.append([])
+            free.append(max_tokens)
+        groups[place].append(example)
+        free[place] -= len(example)
+    return groups
+
+
+def collate(examples: Sequence[Example], *, packing: bool = False) -> Batch:
+    """The examples as one Batch: packed into one row, or padded on the right to the longest (by token 0, which no mask
+    lets in).
 
     Raises: ValueError if there are none, one lacks a prompt or response, or a field's length is not its response's.
     """
     if not examples:
-        raise ValueError("a batch of no examples cannot be padded")
-    shape = len(examples), max(len(example) for example in examples)
+        raise ValueError("a batch cannot be made of no examples")
+    lengths = tuple(len(example) for example in examples)
+    shape = (1, sum(lengths)) if packing else (len(examples), max(lengths))
     input_ids_BT = torch.zeros(shape, dtype=torch.long)
     attention_mask_BT = torch.zeros(shape, dtype=torch.long)
+    position_ids_BT = torch.arange(shape[1]).repeat(shape[0], 1)
     response_mask_BT = torch.zeros(shape)
     fields = {name: torch.zeros(shape) for name in examples[0].fields}
-    for row, example in enumerate(examples):
+    row, start = 0, 0
+    for example in examples:
         _check(example, fields)
-        start, end = len(example.prompt_token_ids), len(example)
-        input_ids_BT[row, :start] = torch.tensor(example.prompt_token_ids)
-        input_ids_BT[row, start:end] = torch.tensor(example.response_token_ids)
-        attention_mask_BT[row, :end] = 1
-        response_mask_BT[row, start:end] = 1.0
+        response, end = start + len(example.prompt_token_ids), start + len(example)
+        input_ids_BT[row, start:response] = torch.tensor(example.prompt_token_ids)
+        input_ids_BT[row, response:end] = torch.tensor(example.response_token_ids)
+        attention_mask_BT[row, start:end] = 1
+        position_ids_BT[row, start:end] = torch.arange(len(example))
+        response_mask_BT[row, response:end] = 1.0
         for name, values in example.fields.items():
-            fields[name][row, start:end] = torch.tensor(values)
-    position_ids_BT = torch.arange(shape[1]).expand(shape).contiguous()
-    return Batch(input_ids_BT, attention_mask_BT, position_ids_BT, response_mask_BT, fields)
+            fields[name][row, response:end] = torch.tensor(values)
+        row, start = (0, end) if packing else (row + 1, 0)
+    mask_BT = None if packing else attention_mask_BT
+    return Batch(input_ids_BT, mask_BT, position_ids_BT, response_mask_BT, fields, lengths)
 
 
 def _check(example: Example, names: Iterable[str]) -> None:
@@ -166,14 +201,15 @@ def _check(example: Example, names: Iterable[str]) -> None:
             raise ValueError(f"{name} has {len(values)} values for {len(example.response_token_ids)} response tokens")
 
 
-def batches(examples: Sequence[Example], max_tokens: int, count: int) -> Iterator[Batch]:
+def batches(examples: Sequence[Example], max_tokens: int, count: int, *, packing: bool = False) -> Iterator[Batch]:
     """`count` batches: those of the examples, then weightless ones, so that every rank passes as often as the busiest.
 
     Raises: ValueError if the examples fill more than `count`.
     """
-    groups = micro_batches(examples, max_tokens)
+    groups = micro_batches(examples, max_tokens, packing=packing)
     if len(groups) > count:
         raise ValueError(f"the examples fill {len(groups)} micro-batches, but the ranks agreed on {count}")
-    yield from (collate(group) for group in groups)
-    empty = collate([Example([0], [0], {name: [0.0] for name in examples[0].fields} if examples else {})]).weightless()
+    yield from (collate(group, packing=packing) for group in groups)
+    nothing = Example([0], [0], {name: [0.0] for name in examples[0].fields} if examples else {})
+    empty = collate([nothing], packing=packing).weightless()
     yield from (empty for _ in range(count - len(groups)))

@@ -8,22 +8,37 @@ from raml_ray.settings import PromptConfig
 def prompt_text(tokenizer: PreTrainedTokenizerBase, problem: str, prompt: PromptConfig) -> str:
     """The prompt's text, the forced beginning of the response included.
 
-    Raises: ValueError if `prompt.template=chat` and the tokenizer has no chat template.
+    Raises: ValueError if `prompt.template=chat` and the tokenizer has no chat template, or if `prompt.thinking=false`
+    changes nothing.
     """
     user = prompt.instruction.replace("{problem}", problem)
     if prompt.template == "plain":
+        if not prompt.thinking:
+            raise ValueError(
+                "prompt.thinking=false is said by a chat template, but prompt.template=plain uses none: leave it true"
+                " and set prompt.response_prefix to the text of an empty thought"
+            )
         return user + prompt.response_prefix
     if not tokenizer.chat_template:
         raise ValueError(
             "prompt.template=chat, but the policy's tokenizer has no chat template: set prompt.template=plain"
         )
-    messages = [{"role": "user", "content": user}]
+    turns = [{"role": "user", "content": user}]
     if prompt.system:
-        messages.insert(0, {"role": "system", "content": prompt.system})
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=prompt.thinking
+        turns.insert(0, {"role": "system", "content": prompt.system})
+    text = _templated(tokenizer, turns, thinking=prompt.thinking)
+    if not prompt.thinking and text == _templated(tokenizer, turns, thinking=True):
+        raise ValueError(
+            "prompt.thinking=false, but the policy's chat template writes the same prompt with and without thinking:"
+            " leave it true and set prompt.response_prefix to the text of an empty thought"
+        )
+    return text + prompt.response_prefix
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, thinking: bool) -> str:
+    return str(
+        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
     )
-    return str(text) + prompt.response_prefix
 
 
 def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, problem: str, prompt: PromptConfig) -> list[int]:

@@ -1,14 +1,22 @@
-"""Rows of any question set -> questions, or rows set aside with a reason."""
+"""Rows of any question set -> questions, rows set aside with a reason, or rows that a filter turned down."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from raml_ray import records
 from raml_ray.records import Question, Rejected
 from raml_ray.settings import DataConfig
+from raml_ray.text import programs, question_filters
 
 MAX_CHARS = 1_000_000
+MAX_TEST_CHARS = 64_000_000
+"""Of a program's tests, which may hold large inputs."""
+MAX_REASON_CHARS = 200
+BAD_GOLD = "bad_gold:"
+"""Begins the reason of a row whose answer cannot be judged."""
+FILTER = "filter"
+"""The stage of a row that was turned down on purpose and is no flaw of its source."""
 
 
 class Row(NamedTuple):
@@ -30,23 +38,21 @@ def lookup(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def check_columns(rows: Sequence[Mapping[str, Any]], data: DataConfig) -> None:
-    """Refuse a mapping that names a column which none of these rows has; a single row without it is set aside later.
-
-    Raises: ValueError that names the setting, the column and the columns there are.
-    """
-    wanted = {f"data.columns.{name}": column for name, column in data.columns.items()}
-    for name in ("problem", "answer"):
-        wanted.setdefault(f"data.columns.{name}", name)
-    wanted |= {f"data.texts.{name}": column for name, column in data.texts.items()}
-    wanted |= {f"data.labels.{name}": column for name, column in data.labels.items()}
-    for setting, column in wanted.items():
-        if rows and not any(_has(row, column) for row in rows):
-            there = sorted({name for row in rows for name in row})
-            raise ValueError(f"{setting}={column!r}: {data.path} has no such column; it has {there}")
+def columns(data: DataConfig, *, with_texts: bool) -> dict[str, str]:
+    """Setting -> the column that it names, of what a source has to have."""
+    wanted = {f"data.columns.{name}": column for name, column in _columns(data).items()}
+    if with_texts:
+        wanted |= {f"data.texts.{name}": column for name, column in data.texts.items()}
+        wanted |= {f"data.labels.{name}": column for name, column in data.labels.items()}
+    return wanted
 
 
-def _has(row: Mapping[str, Any], column: str) -> bool:
+def _columns(data: DataConfig) -> dict[str, str]:
+    return {"problem": "problem", "answer": "answer"} | data.columns
+
+
+def has(row: Mapping[str, Any], column: str) -> bool:
+    """Whether the row has a value at that path."""
     try:
         lookup(row, column)
     except KeyError:
@@ -72,11 +78,16 @@ def _answer(text: str, pattern: str) -> str:
     return matches[-1].group(1).strip() if matches else ""
 
 
+def letter(text: str) -> str:
+    """The letter A to J that stands alone in the text, as `b`, `(B)` or `B.` do; empty if none does."""
+    found = re.fullmatch(r"\(?([A-Ja-j])[).:]{0,2}", text)
+    return found.group(1).upper() if found else ""
+
+
 def question_of(row: Mapping[str, Any], data: DataConfig) -> Question | str:
     """The row's question, or the reason why it has none."""
-    names = {"problem": "problem", "answer": "answer"} | data.columns
     values: dict[str, str] = {}
-    for name, column in names.items():
+    for name, column in _columns(data).items():
         try:
             values[name] = _text(lookup(row, column))
         except KeyError:
@@ -85,13 +96,20 @@ def question_of(row: Mapping[str, Any], data: DataConfig) -> Question | str:
             return f"bad_encoding:{column}"
         except TypeError:
             return f"bad_type:{column}"
-        if len(values[name]) > MAX_CHARS:
+        if len(values[name]) > (MAX_TEST_CHARS if (name, data.answers) == ("answer", "code") else MAX_CHARS):
             return f"too_long:{column}"
     problem, answer = values["problem"], _answer(values["answer"], data.answer_pattern)
     if not problem:
         return "empty_problem"
     if not answer:
         return "empty_answer"
+    if data.answers == "choice" and not (answer := letter(answer)):
+        return f"{BAD_GOLD}not_a_letter"
+    if data.answers == "code":
+        try:
+            programs.parse_tests(answer)
+        except ValueError as error:
+            return f"{BAD_GOLD}{error}"[:MAX_REASON_CHARS]
     level = values.get("level", "")
     return Question(
         question_id=values.get("question_id") or records.question_id(problem, answer),
@@ -103,26 +121,46 @@ def question_of(row: Mapping[str, Any], data: DataConfig) -> Question | str:
     )
 
 
-def read(rows: Iterable[Row], data: DataConfig, *, stage: str) -> tuple[list[Question], list[Rejected]]:
-    """The questions of a source, first come first kept, and the rows set aside.
+class Item(NamedTuple):
+    """What became of one row: `Item("train.jsonl:17", Question(...))`. A Rejected of stage FILTER was turned down."""
+
+    place: str
+    found: Question | Rejected
+
+
+def read(rows: Iterable[Row], data: DataConfig, *, stage: str) -> Iterator[Item]:
+    """Every row in its order: as a question, first come first kept, or set aside or turned down with the reason.
 
     A row is set aside if it is no record, lacks a column, holds something else than text or a number, has an empty
-    problem or answer, repeats an id, or gives a question that was there already another answer.
+    problem or answer, or an answer that is not what `data.answers` says, repeats an id, or gives a question that was
+    there already another answer. Whether the answer can be judged is not asked here.
     """
-    questions: dict[str, Question] = {}
+    seen: set[str] = set()
     answers: dict[str, str] = {}
-    rejected: list[Rejected] = []
     for place, row in rows:
         found = "not_a_record" if row is None else question_of(row, data)
         if isinstance(found, Question):
-            if found.question_id in questions:
+            if found.question_id in seen:
                 found = "duplicate_id"
             elif answers.setdefault(found.problem, found.answer) != found.answer:
                 found = "conflicting_answer"
         if isinstance(found, str):
-            rejected.append(records.rejected(place, stage, found, row))
+            yield Item(place, set_aside(place, found, row, data, stage=stage))
             continue
-        questions[found.question_id] = found
-        if data.limit and len(questions) == data.limit:
-            break
-    return list(questions.values()), rejected
+        seen.add(found.question_id)
+        yield Item(place, filtered(place, found, data) or found)
+
+
+def set_aside(place: str, reason: str, row: object, data: DataConfig, *, stage: str) -> Rejected:
+    """The row as rejected; or as turned down where the filter is on that is there for such rows."""
+    if question_filters.VERIFIABLE in data.filters and (reason == "empty_answer" or reason.startswith(BAD_GOLD)):
+        reason, stage = f"{question_filters.VERIFIABLE}:{reason.removeprefix(BAD_GOLD)}", FILTER
+    elif question_filters.COMPLETE in data.filters and reason == "empty_problem":
+        reason, stage = f"{question_filters.COMPLETE}:{reason}", FILTER
+    return records.rejected(place, stage, reason, row)
+
+
+def filtered(place: str, question: Question, data: DataConfig) -> Rejected | None:
+    """The question as turned down by one of data.filters; None if it may stay."""
+    reason = question_filters.turned_down(question, data.filters)
+    return records.rejected(place, FILTER, reason, question) if reason else None

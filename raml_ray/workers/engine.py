@@ -4,19 +4,18 @@ vLLM is imported when the first engine starts (seconds), so that importing this 
 """
 
 import gc
-import json
 import logging
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from raml_ray.settings import EngineConfig
+from raml_ray.workers import policy
+from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine, refusal
 from raml_ray.workers.weights import Layout
 
 if TYPE_CHECKING:
@@ -26,88 +25,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Request(NamedTuple):
-    """One trajectory to sample: `Request([5, 9, 2], seed=77)`."""
+class Engine(SteppedEngine):
+    """vLLM behind a few calls."""
 
-    prompt_token_ids: list[int]
-    seed: int
+    def __init__(self, policy_path: str, settings: EngineConfig, *, seed: int, needs_text: bool = False) -> None:
+        """Starts vLLM in this process (on several GPUs: one process per rank).
 
+        With needs_text it reads along what it samples, as stop texts need it.
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Raises: ValueError for settings that no distribution has.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    """-1 is off."""
-    max_tokens: int
-    stop_token_ids: tuple[int, ...] = ()
-    """The only tokens that end a response; the one that does is the response's last."""
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature={self.temperature}: must be finite and not negative")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
-        if self.top_k < -1:
-            raise ValueError(f"top_k={self.top_k}: must be -1 (off), 0 (off) or a count")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens}: must be at least 1")
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A sampled response."""
-
-    token_ids: list[int]
-    """The token that stopped it included."""
-    logprobs: list[float]
-    """Of each token under the distribution that it was drawn from (temperature, top-p and top-k applied), nats."""
-    finish_reason: Literal["stop", "length"]
-    version: int
-    """Of the weights that sampled it."""
-
-
-class Failure(NamedTuple):
-    """Why a request has no completion: `Failure("prompt of 600 tokens: engine.max_model_len=512 ...")`."""
-
-    reason: str
-
-
-def refusal(prompt_token_ids: Sequence[int], vocab_size: int, max_model_len: int) -> str | None:
-    """Why such a prompt cannot be answered, or None if it can."""
-    if not prompt_token_ids:
-        return "empty prompt: at least one token is needed"
-    if len(prompt_token_ids) >= max_model_len:
-        return (
-            f"prompt of {len(prompt_token_ids)} tokens: engine.max_model_len={max_model_len} leaves no room for a"
-            " response; raise it or shorten the prompt"
-        )
-    if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
-        return f"prompt holds token ids outside the policy's vocabulary of {vocab_size}: wrong tokenizer"
-    return None
-
-
-class Engine:
-    """vLLM behind four calls. Requests and replies are in the same order; one bad request spoils no other."""
-
-    def __init__(self, policy_path: str, settings: EngineConfig, *, seed: int) -> None:
-        """Starts vLLM in this process (on GPUs with tensor parallelism: one process per rank).
-
-        Raises: ValueError if the policy cannot be served with these settings.
+        Raises: ValueError if the policy cannot be served with these settings, or needs_text and it has no tokenizer.
         """
         _set_environment(policy_path)
         from transformers import AutoConfig
         from vllm import LLM
 
         self._settings, self._policy_path, self._version = settings, policy_path, 0
+        self._needs_text, self._num_tokens = needs_text, 0
+        tokenizer = policy.load_tokenizer(policy_path) if needs_text else None
         config = AutoConfig.from_pretrained(policy_path)
         # A sequence is scored by sampling a token after it, which is thrown away: one position more than is ever read.
         within = settings.max_model_len <= config.to_dict().get("max_position_embeddings", 0)
@@ -120,32 +54,13 @@ class Engine:
         if not on_gpu:
             torch.set_num_threads(settings.cpus_per_engine)
         try:
-            self._llm: LLM | None = LLM(
-                policy_path,
-                skip_tokenizer_init=True,
-                trust_remote_code=False,
-                load_format="safetensors",
-                generation_config="vllm",
-                seed=seed,
-                dtype=settings.dtype,
-                max_model_len=self._longest_scored + 1,
-                max_num_seqs=settings.max_num_seqs,
-                tensor_parallel_size=settings.tensor_parallel_size,
-                gpu_memory_utilization=settings.gpu_memory_utilization,
-                kv_cache_memory_bytes=None if on_gpu else int(settings.kv_cache_gib * 2**30),
-                enforce_eager=settings.enforce_eager,
-                # On CPU a prompt that is read in parts fails: vLLM sets its seeded generator back, which CPU ones cannot.
-                enable_chunked_prefill=on_gpu,
-                enable_prefix_caching=True,
-                logprobs_mode="processed_logprobs",
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                worker_extension_cls="raml_ray.workers.engine_extension.WorkerExtension",
-            )
+            self._llm: LLM | None = LLM(**arguments(policy_path, settings, longest=self._longest_scored + 1, seed=seed))
         finally:
             # vLLM's CPU worker replaces the function for the whole process by one that does nothing.
             torch.set_num_threads = set_num_threads
         self._vocab_size = int(self._vllm.llm_engine.model_config.get_vocab_size())
+        # Handed over by hand: vLLM would load it by the class that config.json names, which may be another.
+        self._vllm.llm_engine.output_processor.tokenizer = tokenizer
 
     @property
     def _vllm(self) -> "LLM":
@@ -162,22 +77,47 @@ class Engine:
     def policy_path(self) -> str:
         return self._policy_path
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion | Failure]:
-        """A response, or why there is none, for every request; what fits into max_model_len ends a response early."""
-        from vllm import TokensPrompt
+    @property
+    def num_unfinished(self) -> int:
+        return int(self._vllm.llm_engine.get_num_unfinished_requests())
 
-        replies: list[Completion | Failure | None] = []
-        prompts, params = [], []
-        for request in requests:
-            reason = refusal(request.prompt_token_ids, self._vocab_size, self._settings.max_model_len)
-            replies.append(None if reason is None else Failure(reason))
-            if reason is None:
-                prompts.append(TokensPrompt(prompt_token_ids=request.prompt_token_ids))
-                params.append(self._params(request, sampling))
-        outputs = iter(self._vllm.generate(prompts, params, use_tqdm=False) if prompts else [])
-        return [self._completion(next(outputs).outputs[0]) if reply is None else reply for reply in replies]
+    @property
+    def num_tokens(self) -> int:
+        return self._num_tokens
+
+    def add(self, number: int, request: Request, sampling: Sampling) -> Failure | None:
+        """As `SteppedEngine.add`; what fits into max_model_len ends a response early.
+
+        Raises: ValueError for stop texts if the engine was started without needs_text.
+        """
+        from vllm.exceptions import VLLMValidationError
+        from vllm.inputs.engine import tokens_input
+
+        reason = refusal(request.prompt_token_ids, self._vocab_size, self._settings.max_model_len)
+        if reason is not None:
+            return Failure(reason)
+        if sampling.stop and not self._needs_text:
+            raise ValueError(f"stop={sampling.stop}: an engine must be started with needs_text=True to see stop texts")
+        prompt, params = (
+            tokens_input(request.prompt_token_ids),
+            params_of(request, sampling, self._settings.max_model_len),
+        )
+        try:
+            self._vllm.llm_engine.add_request(str(number), prompt, params)
+        except VLLMValidationError as error:
+            return Failure(f"vLLM refuses the request: {error}")
+        return None
+
+    def step(self) -> list[tuple[int, Completion]]:
+        """As `SteppedEngine.step`. Raises: RuntimeError if vLLM gave a request up; what vLLM raises."""
+        outputs = self._vllm.llm_engine.step()
+        finished = [(int(output.request_id), self._completion(output.outputs[0])) for output in outputs]
+        self._num_tokens += sum(len(completion.token_ids) for _, completion in finished)
+        return finished
 
     def _completion(self, output: "CompletionOutput") -> Completion:
+        if output.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM gave a request up: finish_reason={output.finish_reason!r}")
         return Completion(
             token_ids=list(output.token_ids),
             logprobs=list(output.logprobs.logprobs),
@@ -185,30 +125,15 @@ class Engine:
             version=self._version,
         )
 
-    def _params(self, request: Request, sampling: Sampling) -> "SamplingParams":
-        from vllm import SamplingParams
-
-        room = self._settings.max_model_len - len(request.prompt_token_ids)
-        return SamplingParams(
-            seed=request.seed,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=min(sampling.max_tokens, room),
-            stop_token_ids=list(sampling.stop_token_ids),
-            ignore_eos=True,  # sampling.stop_token_ids says all
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-        )
-
     def token_logprobs(self, sequences: Sequence[list[int]]) -> list[np.ndarray]:
         """Of each sequence the log-probability of every token but the first, without temperature, nats, (T - 1,).
 
-        Raises: ValueError if a sequence has fewer than two tokens, or more than engine.max_model_len.
+        Raises: ValueError if a sequence has fewer than two tokens, or more than engine.max_model_len; RuntimeError if
+        requests are under way.
         """
         from vllm import SamplingParams, TokensPrompt
 
+        self.check_idle()
         for index, sequence in enumerate(sequences):
             self._check_scorable(sequence, f"sequence {index}")
             if len(sequence) < 2:
@@ -231,8 +156,9 @@ class Engine:
     def load_weights(self, flat: np.ndarray, layout: Layout, version: int) -> str:
         """Takes over weights in the checkpoint's names; the checksum of what arrived (`weights.checksum`).
 
-        Raises: RuntimeError if the ranks of the engine received different weights.
+        Raises: RuntimeError if the ranks of the engine received different weights, or requests are under way.
         """
+        self.check_idle()
         checksums = set(self._vllm.collective_rpc("raml_load_weights", args=(flat, layout)))
         if len(checksums) != 1:
             raise RuntimeError(f"the engine's ranks received different weights: checksums {sorted(checksums)}")
@@ -244,6 +170,7 @@ class Engine:
         """Outputs of the modules for one sequence, in forward order, as `weights.learner_outputs` gives them."""
         from vllm import SamplingParams, TokensPrompt
 
+        self.check_idle()
         self._check_scorable(token_ids, "sequence")
         if not self._settings.enforce_eager:
             raise ValueError("engine.enforce_eager=False: modules can only be watched with engine.enforce_eager=True")
@@ -253,7 +180,8 @@ class Engine:
             self._vllm.generate(TokensPrompt(prompt_token_ids=list(token_ids)), params, use_tqdm=False)
         finally:
             recorded: list[dict[str, np.ndarray]] = self._vllm.collective_rpc("raml_stop_recording")
-        return recorded[0]
+        # Ranks that share a layer have the same of it; those of later layers come later.
+        return {name: output for rank in recorded for name, output in rank.items()}
 
     def close(self) -> None:
         """Ends the engine, frees its memory and the process group that it made; it answers nothing afterwards."""
@@ -263,6 +191,62 @@ class Engine:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
             cleanup_dist_env_and_memory()
+
+
+def arguments(policy_path: str, settings: EngineConfig, *, longest: int, seed: int) -> dict[str, Any]:
+    """What vLLM is started with, whatever drives it; `longest` is the most tokens that it has to hold of a sequence."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "model": policy_path,
+        "skip_tokenizer_init": True,
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "generation_config": "vllm",
+        "seed": seed,
+        "dtype": settings.dtype,
+        "max_model_len": longest,
+        "max_num_seqs": settings.max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "pipeline_parallel_size": settings.pipeline_parallel_size,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "kv_cache_memory_bytes": None if on_gpu else int(settings.kv_cache_gib * 2**30),
+        "enforce_eager": settings.enforce_eager,
+        # On CPU a prompt that is read in parts fails: vLLM sets its seeded generator back, which CPU ones cannot.
+        "enable_chunked_prefill": on_gpu,
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "worker_extension_cls": "raml_ray.workers.engine_extension.WorkerExtension",
+    }
+
+
+def params_of(request: Request, sampling: Sampling, max_model_len: int) -> "SamplingParams":
+    """How vLLM is told to draw a response that ends, at the latest, at max_model_len."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    room = min(sampling.max_tokens, max_model_len - len(request.prompt_token_ids))
+    return SamplingParams(
+        seed=request.seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        min_tokens=min(sampling.min_tokens, room),
+        max_tokens=room,
+        stop=list(sampling.stop),
+        stop_token_ids=list(sampling.stop_token_ids),
+        ignore_eos=True,  # sampling.stop_token_ids says all
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=bool(sampling.stop),
+        skip_special_tokens=False,  # a stop text may be one
+        output_kind=RequestOutputKind.FINAL_ONLY,  # what is unfinished costs no object per token
+    )
 
 
 def _start_fast_on_cpu(architectures: Sequence[str], settings: EngineConfig) -> None:

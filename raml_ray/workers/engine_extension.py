@@ -63,7 +63,9 @@ class WorkerExtension:
         self._raml_hooks = [module.register_forward_hook(self._raml_recorder(name)) for name, module in modules.items()]
 
     def _raml_recorder(self, name: str) -> Any:
-        def record(module: nn.Module, args: object, output: Tensor | tuple[Tensor, Tensor]) -> None:
+        def record(module: nn.Module, args: object, output: Tensor | tuple[Tensor, Tensor] | None) -> None:
+            if output is None:  # the logits, which only the first of the ranks that share a layer gets
+                return
             # A layer hands on its output as hidden state and residual, to be summed; norm has summed them already.
             if isinstance(output, tuple):
                 output = output[0] + output[1] if name.startswith("layers.") else output[0]
@@ -72,9 +74,13 @@ class WorkerExtension:
         return record
 
     def raml_stop_recording(self) -> dict[str, np.ndarray]:
-        """What was recorded: name -> (T, hidden), and of `lm_head` the logits of the last token, (V,)."""
+        """What was recorded: name -> (T, hidden), and of `lm_head` the logits of the last token, (V,).
+
+        A rank of several has only the modules that it runs.
+        """
         for hook in self._raml_hooks:
             hook.remove()
         recorded = {name: np.concatenate(parts) for name, parts in self._raml_outputs.items()}
-        recorded["lm_head"] = recorded["lm_head"][-1]
+        if "lm_head" in recorded:
+            recorded["lm_head"] = recorded["lm_head"][-1]
         return recorded

@@ -18,7 +18,8 @@ from raml_ray.records import Verdict, seed_of
 from raml_ray.settings import GrpoConfig, TrainConfig
 from raml_ray.text.batches import Batch, Example, batches, micro_batches
 from raml_ray.workers.rollouts import Rollout
-from raml_ray.workers.sft_loop import MOST_SKIPPED_IN_A_ROW, Report, Save, share
+from raml_ray.workers.sft_loop import MOST_SKIPPED_IN_A_ROW, Report, Save
+from raml_ray.workers.sft_plan import share
 from raml_ray.workers.sharding import Sharded
 
 Groups = Sequence[Sequence[Rollout]]
@@ -121,7 +122,7 @@ def update(
     # All before the first step: the old policy is the one that the version began with.
     shares = [rescored(policy, _mine(policy, minibatch), settings, limits) for minibatch in minibatches]
     totals = dict.fromkeys(("loss", "tokens", "low", "high", "absolute", "kl", "scored"), 0.0)
-    largest, norms = 0.0, []
+    largest, norms, budget = 0.0, [], limits.max_tokens_per_micro_batch
     for minibatch, (mine, mismatch) in zip(minibatches, shares, strict=True):
         largest = max(largest, float(mismatch.largest))
         count = sum(len(example.response_token_ids) for example in minibatch)
@@ -129,10 +130,10 @@ def update(
         totals["absolute"] += float(mismatch.absolute.total)
         totals["kl"] += float(mismatch.kl.total)
         totals["scored"] += float(mismatch.kl.count)
-        passes = int(policy.largest(len(micro_batches(mine, limits.max_tokens_per_micro_batch))))
+        passes = int(policy.largest(len(micro_batches(mine, budget, packing=limits.packing))))
         if not passes:  # every group agrees with itself: nothing to learn, on no rank
             continue
-        for index, batch in enumerate(batches(mine, limits.max_tokens_per_micro_batch, passes), start=1):
+        for index, batch in enumerate(batches(mine, budget, passes, packing=limits.packing), start=1):
             surrogate = surrogate_of(policy, batch, settings)
             policy.accumulate(surrogate.loss.total / count, last=index == passes)
             totals["loss"] += float(surrogate.loss.total.detach())
@@ -171,9 +172,9 @@ def rescored(
     found: list[Example] = []
     empty = torch.zeros(1, 0)
     mismatch = losses.mismatch(empty, empty, empty)
-    passes = int(policy.largest(len(micro_batches(mine, limits.max_tokens_per_micro_batch))))
-    groups = iter(micro_batches(mine, limits.max_tokens_per_micro_batch))
-    for batch in batches(mine, limits.max_tokens_per_micro_batch, passes):
+    groups = micro_batches(mine, limits.max_tokens_per_micro_batch, packing=limits.packing)
+    passes, left = int(policy.largest(len(groups))), iter(groups)
+    for batch in batches(mine, limits.max_tokens_per_micro_batch, passes, packing=limits.packing):
         with torch.no_grad():
             logprob_BT = policy.token_logprobs(batch, temperature=settings.temperature).cpu()
         if "rollout_logprob" in batch.fields:
@@ -181,7 +182,8 @@ def rescored(
             mismatch = losses.Mismatch(
                 mismatch.absolute + here.absolute, torch.maximum(mismatch.largest, here.largest), mismatch.kl + here.kl
             )
-        found += [_with_old(example, row_T) for example, row_T in zip(next(groups, []), logprob_BT, strict=False)]
+        # A weightless batch has no examples of this rank's.
+        found += [_with_old(e, row_T) for e, row_T in zip(next(left, []), batch.split(logprob_BT), strict=False)]
     return found, mismatch
 
 

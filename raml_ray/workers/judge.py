@@ -18,34 +18,26 @@ from typing import Self
 import raml_ray
 from raml_ray.records import Judgement, Verdict
 from raml_ray.text import answers
-from raml_ray.workers.judge_server import Limits, receive, send
+from raml_ray.text.golden import GOLDEN, Kind
+from raml_ray.workers.frames import receive, send
+from raml_ray.workers.judge_server import Limits
 
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
 CLOSE_SECONDS = 5.0
-GOLDEN = [
-    ("11", r"\boxed{11}", Verdict.CORRECT),
-    ("11", r"\boxed{12}", Verdict.WRONG),
-    ("11", "the answer is 11", Verdict.UNREADABLE),
-    ("2", r"\boxed{1}. Wait, no: \boxed{2}", Verdict.CORRECT),
-    ("4", r"<think>\boxed{4}</think> \boxed{5}", Verdict.WRONG),
-    (r"\frac{1}{2}", r"\boxed{0.5}", Verdict.CORRECT),
-    ("5", r"\boxed{3=5}", Verdict.WRONG),
-    (r"\{1,2\}", r"\boxed{(1,2)}", Verdict.WRONG),
-    ("0.1234567", r"\boxed{0.1234569}", Verdict.WRONG),
-    (r"2\sqrt{2}", r"\boxed{\sqrt{8}}", Verdict.CORRECT),
-    ("x^2-1", r"\boxed{(x-1)(x+1)}", Verdict.CORRECT),
-    ("1", r"\boxed{9^{9^{9^{9}}}}", Verdict.WRONG),
-    ("", r"\boxed{1}", Verdict.ERROR),
-]
+
+Reply = str | Judgement | None
+"""Of a text the final answer that was read in it, None if there is none; or the judgement, if it came to that."""
 
 
 class JudgePool:
     """Judges of final answers, at most `num_workers` at once. Any thread may call; calls from several take turns.
 
-    Each answer has `cpu_seconds` of CPU time (then the verdict is `timeout`), `memory_mib` of memory (`error`) and, as
-    a guard against a judge that sleeps, `wall_seconds`. The helper ends with the process that owns the pool.
+    `judge` says by which rules: `strict` and `paper` of mathematics, `choice` of an option's letter (`text/answers.py`,
+    `paper_judge.py`, `choices.py`). Each answer has `cpu_seconds` of CPU time (then the verdict is `timeout`),
+    `memory_mib` of memory (`error`) and, as a guard against a judge that sleeps, `wall_seconds`. So has the search for
+    it by a pattern. The helper ends with the process that owns the pool.
     """
 
     def __init__(
@@ -55,11 +47,12 @@ class JudgePool:
         wall_seconds: float = 20.0,
         max_answer_chars: int = 2000,
         memory_mib: int = 2048,
+        judge: Kind = "strict",
     ) -> None:
         for name, value in (("num_workers", num_workers), ("cpu_seconds", cpu_seconds), ("wall_seconds", wall_seconds)):
             if value <= 0:
                 raise ValueError(f"verify.{name}={value} must be positive")
-        self._limits = Limits(num_workers, cpu_seconds, wall_seconds, max_answer_chars, memory_mib)
+        self._limits = Limits(judge, num_workers, cpu_seconds, wall_seconds, max_answer_chars, memory_mib)
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._process: subprocess.Popen[bytes] | None = self._start()
@@ -97,27 +90,53 @@ class JudgePool:
     def judge(self, items: Sequence[tuple[str, str]], pattern: str = "") -> list[Judgement]:
         """The judgement of each (gold answer, trajectory text), in their order.
 
-        The same final answer to the same gold answer is judged once. Texts are searched for their final answer here, in
-        the caller's process: the time of a pattern of your own is not bounded.
+        The same final answer to the same gold answer is judged once. With a pattern, `paper` and `choice` are given
+        what it reads as the content of a box; without one, the whole text.
 
         Raises: ValueError if the pattern is none or the pool is closed; RuntimeError if the helper keeps dying.
         """
-        extracted = [answers.extract_final(text, pattern=pattern) for _, text in items]
-        keys = [None if answer is None else (gold, answer) for (gold, _), answer in zip(items, extracted, strict=True)]
-        distinct = list(dict.fromkeys(key for key in keys if key is not None))
+        texts = [text for _, text in items]
         with self._lock:
-            judged = dict(zip(distinct, self._judge_all(distinct), strict=True))
+            self._alive()
+            readings = self._read(texts, pattern) if pattern else self._found(texts)
+            keys = [
+                (gold, reading) for (gold, _), reading in zip(items, readings, strict=True) if isinstance(reading, str)
+            ]
+            judged = self._distinct("judge", keys)
         unread = Judgement(Verdict.UNREADABLE, "no_answer", "", 0.0)
-        return [unread if key is None else judged[key] for key in keys]
+        found: list[Judgement] = []
+        for (gold, _), reading in zip(items, readings, strict=True):
+            reply = judged[gold, reading] if isinstance(reading, str) else reading or unread
+            assert isinstance(reply, Judgement)
+            found.append(reply)
+        return found
 
-    def _judge_all(self, pairs: list[tuple[str, str]]) -> list[Judgement]:
-        found: dict[int, Judgement] = {}
-        self._alive()
+    def _found(self, texts: list[str]) -> list[str | None]:
+        """What each text is judged by without a pattern: its last box, which takes one pass to find, or all of it."""
+        if self._limits.judge != "strict":
+            return [text[-answers.MOST_CHARS :] for text in texts]
+        return [answers.extract_final(text) for text in texts]
+
+    def _read(self, texts: list[str], pattern: str) -> list[Reply]:
+        answers.check_pattern(pattern)
+        read = self._distinct("read", [(pattern, text) for text in texts])
+        replies = [read[pattern, text] for text in texts]
+        if self._limits.judge == "strict":
+            return replies
+        return [f"\\boxed{{{reply}}}" if isinstance(reply, str) else reply for reply in replies]
+
+    def _distinct(self, task: str, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], Reply]:
+        """The reply to every distinct pair of key and text."""
+        distinct = list(dict.fromkeys(pairs))
+        return dict(zip(distinct, self._perform(task, distinct), strict=True))
+
+    def _perform(self, task: str, pairs: list[tuple[str, str]]) -> list[Reply]:
+        found: dict[int, Reply] = {}
         for _ in range(MAX_RESTARTS + 1):
             if len(found) == len(pairs):
                 return [found[index] for index in range(len(pairs))]
             try:
-                self._exchange([index for index in range(len(pairs)) if index not in found], pairs, found)
+                self._exchange(task, [index for index in range(len(pairs)) if index not in found], pairs, found)
             except (EOFError, BrokenPipeError):
                 status = self._end()
                 logger.warning(
@@ -126,27 +145,27 @@ class JudgePool:
                 self._process = self._start()
         raise RuntimeError(f"the judge's helper died {MAX_RESTARTS + 1} times: its messages are on standard error")
 
-    def _exchange(self, indices: list[int], pairs: list[tuple[str, str]], found: dict[int, Judgement]) -> None:
+    def _exchange(self, task: str, indices: list[int], pairs: list[tuple[str, str]], found: dict[int, Reply]) -> None:
         """Fill `found` for those indices, with at most two requests per worker on the way: neither pipe can fill up."""
         process = self._alive()
         assert process.stdin is not None and process.stdout is not None
         outbox = iter(indices)
         sent: dict[int, int] = {}
         for index in itertools.islice(outbox, 2 * self._limits.num_workers):
-            self._send(process.stdin.fileno(), index, pairs[index], sent)
+            self._send(process.stdin.fileno(), index, [task, *pairs[index]], sent)
         while sent:
-            number, verdict, reason, extracted, cpu_seconds = receive(process.stdout.fileno())
-            assert isinstance(number, int) and isinstance(cpu_seconds, int | float)
+            number, *reply = receive(process.stdout.fileno())
+            assert isinstance(number, int)
             answered = sent.pop(number, None)
             if answered is None:  # of a call that was interrupted
                 continue
-            found[answered] = Judgement(Verdict(str(verdict)), str(reason), str(extracted), float(cpu_seconds))
+            found[answered] = _reply(reply)
             for index in itertools.islice(outbox, 1):
-                self._send(process.stdin.fileno(), index, pairs[index], sent)
+                self._send(process.stdin.fileno(), index, [task, *pairs[index]], sent)
 
-    def _send(self, descriptor: int, index: int, pair: tuple[str, str], sent: dict[int, int]) -> None:
+    def _send(self, descriptor: int, index: int, request: list[str], sent: dict[int, int]) -> None:
         number = next(self._numbers)
-        send(descriptor, [number, *pair])
+        send(descriptor, [number, *request])
         sent[number] = index
 
     def self_test(self) -> None:
@@ -154,14 +173,15 @@ class JudgePool:
 
         Raises: RuntimeError naming those that were misjudged: the judge's libraries do not do here what they should.
         """
-        judgements = self.judge([(gold, text) for gold, text, _ in GOLDEN])
+        golden = GOLDEN[self._limits.judge]
+        judgements = self.judge([(gold, text) for gold, text, _ in golden])
         misjudged = [
             f"{text!r} for {gold!r}: {judgement.verdict} ({judgement.reason}), not {expected}"
-            for (gold, text, expected), judgement in zip(GOLDEN, judgements, strict=True)
+            for (gold, text, expected), judgement in zip(golden, judgements, strict=True)
             if judgement.verdict is not expected
         ]
         if misjudged:
-            raise RuntimeError("the judge fails its self-test: " + "; ".join(misjudged))
+            raise RuntimeError(f"the {self._limits.judge} judge fails its self-test: " + "; ".join(misjudged))
 
     def _end(self) -> int:
         process = self._alive()
@@ -189,3 +209,11 @@ class JudgePool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _reply(values: list[object]) -> Reply:
+    if len(values) == 1:
+        return None if values[0] is None else str(values[0])
+    verdict, reason, extracted, cpu_seconds = values
+    assert isinstance(cpu_seconds, int | float)
+    return Judgement(Verdict(str(verdict)), str(reason), str(extracted), float(cpu_seconds))

@@ -1,8 +1,11 @@
-"""The judge's helper process: it forks workers, hands each one answer at a time, and replaces those that die.
+"""The judge's helper process: it forks workers, hands each one task at a time, and replaces those that die.
+
+A task is to find the final answer in a text by a pattern of the user's (`read`), or to compare an answer with the gold
+answer. Both may take for ever: what patterns and sympy do with a model's text is anybody's guess.
 
 It is started by `judge.JudgePool` and talks over its standard input and output, in frames of a length and JSON. It has
 one thread, so that forking it is safe, and has imported the judge once, so that a worker is there within milliseconds.
-The kernel bounds a worker: CPU time per answer (SIGPROF), address space; the helper bounds its wall time.
+The kernel bounds a worker: CPU time per task (SIGPROF), address space; the helper bounds its wall time.
 Linux only: prctl and /proc.
 """
 
@@ -14,15 +17,16 @@ import os
 import resource
 import select
 import signal
-import struct
 import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from raml_ray.records import Judgement, Verdict
-from raml_ray.text import answers
+from raml_ray.text import answers, choices, paper_judge
+from raml_ray.text.golden import Kind
+from raml_ray.workers.frames import frame, receive, send
 
 PR_SET_PDEATHSIG = 1
 OUT_OF_MEMORY_STATUS, CRASH_STATUS = 97, 98
@@ -34,7 +38,9 @@ MAX_IDLE_DEATHS = 10
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the helper is started with: `Limits(2, 2.0, 20.0, 2000, 2048)`."""
+    """What the helper is started with: `Limits("strict", 2, 2.0, 20.0, 2000, 2048)`."""
+
+    judge: Kind
 
     num_workers: int
     cpu_seconds: float
@@ -48,11 +54,12 @@ class Limits:
 
 
 class Request(NamedTuple):
-    """One answer to judge."""
+    """One task: `read` has a pattern and a text, the others a gold answer and a final answer or whole text."""
 
     number: int
-    gold: str
-    extracted: str
+    task: Literal["read", "judge"]
+    key: str
+    text: str
     is_retry: bool = False
 
 
@@ -68,31 +75,20 @@ class Worker:
     num_judged: int = field(default=0)
 
 
-def send(descriptor: int, message: object) -> None:
-    """Write one frame. Raises: BrokenPipeError if nobody reads any more."""
-    body = json.dumps(message).encode()
-    rest = memoryview(struct.pack(">I", len(body)) + body)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+def perform(limits: Limits, task: str, key: str, text: str) -> list[object]:
+    """The reply to a task: of `read` the final answer or None alone, else a judgement. May take for ever.
 
-
-def receive(descriptor: int) -> list[object]:
-    """Read one frame. Raises: EOFError if the other end has closed."""
-    (size,) = struct.unpack(">I", _exactly(descriptor, 4))
-    message = json.loads(_exactly(descriptor, size))
-    assert isinstance(message, list)
-    return message
-
-
-def _exactly(descriptor: int, size: int) -> bytes:
-    chunks = []
-    while size:
-        chunk = os.read(descriptor, min(size, 1 << 16))
-        if not chunk:
-            raise EOFError
-        chunks.append(chunk)
-        size -= len(chunk)
-    return b"".join(chunks)
+    Strict judges are given final answers, the others whole texts.
+    """
+    if task == "read":
+        return [answers.extract_final(text, pattern=key)]
+    match limits.judge:
+        case "strict":
+            return list(answers.judge_extracted(key, text, max_chars=limits.max_answer_chars))
+        case "paper":
+            return list(paper_judge.judge_text(key, text))
+        case "choice":
+            return list(choices.judge_text(key, text))
 
 
 def _work(limits: Limits, requests: int, replies: int, server: int) -> None:
@@ -115,11 +111,11 @@ def _work(limits: Limits, requests: int, replies: int, server: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         while True:
-            gold, extracted = receive(requests)
+            task, key, text = receive(requests)
             signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
-            judgement = answers.judge_extracted(str(gold), str(extracted), max_chars=limits.max_answer_chars)
+            reply = perform(limits, str(task), str(key), str(text))
             signal.setitimer(signal.ITIMER_PROF, 0)
-            send(replies, list(judgement))
+            send(replies, reply)
     except EOFError:
         os._exit(0)
     except MemoryError:
@@ -151,9 +147,14 @@ def _bury(worker: Worker) -> int:
     return os.waitpid(worker.pid, 0)[1]
 
 
+def _extracted(request: Request, limits: Limits) -> str:
+    """The final answer, if that is what the task was given."""
+    return request.text[: answers.EXTRACTED_CHARS] if (request.task, limits.judge) == ("judge", "strict") else ""
+
+
 def _obituary(status: int, request: Request, limits: Limits) -> Judgement:
-    """The verdict on the answer over which a worker died."""
-    extracted = request.extracted[: answers.EXTRACTED_CHARS]
+    """The verdict on the trajectory over which a worker died."""
+    extracted = _extracted(request, limits)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
         return Judgement(Verdict.TIMEOUT, "cpu_deadline", extracted, limits.cpu_seconds)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == OUT_OF_MEMORY_STATUS:
@@ -168,6 +169,9 @@ class Server:
         self.limits, self.incoming, self.outgoing = limits, incoming, outgoing
         self.parent = os.getppid()
         self.waiting: collections.deque[Request] = collections.deque()
+        # What the asker has not taken yet. Waiting for it could take for ever: it may be writing to us, who do not read.
+        self.unsent = bytearray()
+        os.set_blocking(outgoing, False)
         self.num_idle_deaths = 0
         self.workers = [_fork(limits) for _ in range(limits.num_workers)]
 
@@ -177,11 +181,15 @@ class Server:
             while os.getppid() == self.parent:
                 self._dispatch()
                 waiting_on = [self.incoming, *(worker.replies for worker in self.workers)]
-                ready = set(select.select(waiting_on, [], [], self._patience())[0])
+                writable = [self.outgoing] if self.unsent else []
+                readable, writable, _ = select.select(waiting_on, writable, [], self._patience())
+                if writable:
+                    del self.unsent[: os.write(self.outgoing, self.unsent)]
+                ready = set(readable)
                 if self.incoming in ready:
-                    number, gold, extracted = receive(self.incoming)
-                    assert isinstance(number, int)
-                    self.waiting.append(Request(number, str(gold), str(extracted)))
+                    number, task, key, text = receive(self.incoming)
+                    assert isinstance(number, int) and (task == "read" or task == "judge")
+                    self.waiting.append(Request(number, task, str(key), str(text)))
                 for index, worker in enumerate(self.workers):
                     if worker.replies in ready:
                         self._collect(index)
@@ -209,7 +217,7 @@ class Server:
             request = self.waiting.popleft()
             worker.request, worker.started = request, time.monotonic()
             try:
-                send(worker.requests, [request.gold, request.extracted])
+                send(worker.requests, [request.task, request.key, request.text])
             except BrokenPipeError:  # it died just now: the end of its replies will say so
                 worker.request = None
                 self.waiting.appendleft(request)
@@ -217,12 +225,12 @@ class Server:
     def _collect(self, index: int) -> None:
         worker = self.workers[index]
         try:
-            judgement = receive(worker.replies)
+            reply = receive(worker.replies)
         except EOFError:
             self._replace(index)
             return
         assert worker.request is not None
-        send(self.outgoing, [worker.request.number, *judgement])
+        self.unsent += frame([worker.request.number, *reply])
         worker.request = None
         worker.num_judged += 1
 
@@ -239,7 +247,7 @@ class Server:
                 # Not its doing: a person's, or the machine's memory. Once more, in a fresh process.
                 self.waiting.appendleft(worker.request._replace(is_retry=True))
                 return
-            send(self.outgoing, [worker.request.number, *_obituary(status, worker.request, self.limits)])
+            self.unsent += frame([worker.request.number, *_obituary(status, worker.request, self.limits)])
             return
         self.num_idle_deaths += 1
         if self.num_idle_deaths > MAX_IDLE_DEATHS:
@@ -250,15 +258,16 @@ class Server:
         assert worker.request is not None
         _bury(worker)
         self.workers[index] = _fork(self.limits)
-        extracted = worker.request.extracted[: answers.EXTRACTED_CHARS]
-        judgement = Judgement(Verdict.TIMEOUT, "wall_deadline", extracted, 0.0)
-        send(self.outgoing, [worker.request.number, *judgement])
+        judgement = Judgement(Verdict.TIMEOUT, "wall_deadline", _extracted(worker.request, self.limits), 0.0)
+        self.unsent += frame([worker.request.number, *judgement])
 
 
 def main() -> None:
-    logging.getLogger("math_verify").setLevel(
-        logging.ERROR
-    )  # it warns that its timeouts are off: ours are the kernel's
+    for library in (
+        "math_verify",
+        "latex2sympy2_extended",
+    ):  # timeouts that are off (ours are the kernel's), old options
+        logging.getLogger(library).setLevel(logging.ERROR)
     outgoing = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not end up between the frames
     Server(Limits(**json.loads(sys.argv[1])), 0, outgoing).serve()

@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -204,21 +204,27 @@ def token_logprobs(
 ) -> Tensor:
     """Log-probability of token t given the tokens before it, (B, T) float32, nats; column 0 is 0.
 
-    Only tokens where `needed_BT` is not zero are scored (all, if it is None); the others are 0. Logits exist for
-    `token_chunk` tokens at a time, in the backward pass too. Sequences packed into one row are given without an
-    attention mask, their positions restarting at 0; the first token of each then has no meaningful value.
+    Only tokens where `needed_BT` is not zero are scored (all, if it is None); the others are 0, and so is the first
+    token of a sequence. Logits exist for `token_chunk` tokens at a time, in the backward pass too. Sequences packed into
+    one row are given without an attention mask, their positions restarting at 0.
 
     Raises: ValueError if temperature is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature:g}: log-probabilities need one above 0")
     hidden_BTD: Tensor = model.base_model(
-        input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=position_ids_BT, use_cache=False
+        input_ids=input_ids_BT,
+        attention_mask=attention_mask_BT,
+        position_ids=position_ids_BT,
+        use_cache=False,
+        **(_sequences(position_ids_BT) if attention_mask_BT is None else {}),
     ).last_hidden_state
-    wanted_BT = torch.ones_like(input_ids_BT, dtype=torch.bool) if needed_BT is None else needed_BT != 0
-    rows_N, columns_N = wanted_BT[:, 1:].nonzero(as_tuple=True)
-    hidden_ND = hidden_BTD[rows_N, columns_N]
-    target_N = input_ids_BT[rows_N, columns_N + 1]
+    wanted_BT = position_ids_BT != 0
+    if needed_BT is not None:
+        wanted_BT = wanted_BT & (needed_BT != 0)
+    rows_N, columns_N = wanted_BT.nonzero(as_tuple=True)
+    hidden_ND = hidden_BTD[rows_N, columns_N - 1]
+    target_N = input_ids_BT[rows_N, columns_N]
     head = model.get_output_embeddings()
     # With no token wanted one empty chunk remains: every parameter still takes part in the backward pass, which
     # ranks that wait for each other's gradients rely on.
@@ -229,7 +235,21 @@ def token_logprobs(
         )
     ]
     logprob_BT = torch.zeros(input_ids_BT.shape, dtype=torch.float32, device=hidden_BTD.device)
-    return logprob_BT.index_put((rows_N, columns_N + 1), torch.cat(parts))
+    return logprob_BT.index_put((rows_N, columns_N), torch.cat(parts))
+
+
+def _sequences(position_ids_BT: Tensor) -> dict[str, Any]:
+    """Where the sequences of the rows lie, as transformers hands it down to attention: taken here once, not per layer."""
+    starts_S = (position_ids_BT.flatten() == 0).nonzero()[:, 0]
+    bounds_S = nn.functional.pad(starts_S, (0, 1), value=position_ids_BT.numel()).int()
+    lengths = bounds_S.diff().tolist()
+    return {
+        "cu_seq_lens_q": bounds_S,
+        "cu_seq_lens_k": bounds_S,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+        "packed_lengths": tuple(lengths),  # on the host: attention.packed would wait for the device in every layer
+    }
 
 
 def _chunk_logprobs(head: nn.Module, hidden_CD: Tensor, target_C: Tensor, temperature: float) -> Tensor:

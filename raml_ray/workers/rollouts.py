@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from raml_ray import records
 from raml_ray.records import Question, Verdict
-from raml_ray.workers.engine import Request
+from raml_ray.workers.sampling import Request
 
 
 @dataclass(frozen=True, slots=True)

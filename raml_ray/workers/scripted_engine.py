@@ -1,47 +1,68 @@
 """An engine without a model: it answers deterministic tokens. For tests of the pipeline and for its own benchmarks."""
 
+import heapq
 import json
 import math
 import os
 import random
 import signal
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from raml_ray.settings import EngineConfig
 from raml_ray.workers import weights
-from raml_ray.workers.engine import Completion, Failure, Request, Sampling, refusal
+from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine, refusal
 
 
-class ScriptedEngine:
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What `scripted.json` in the policy folder may say: `{"seconds_per_step": 0.001, "tokens": [1, 40]}`."""
+
+    seconds_per_step: float = 0.0
+    tokens: tuple[int, int] | None = None
+    """Fewest and most tokens of a response, all equally likely; without it 1 to as many as there is room for."""
+
+    @classmethod
+    def of(cls, policy_path: str) -> "Script":
+        """Raises: TypeError for a name that it does not know."""
+        file = Path(policy_path) / "scripted.json"
+        return cls(**json.loads(file.read_text())) if file.is_file() else cls()
+
+
+class ScriptedEngine(SteppedEngine):
     """What `Engine` is to its callers. Every token is uniform over the vocabulary and depends on nothing but the seed.
 
+    A step takes `Script.seconds_per_step` and gives one token to each of the oldest engine.max_num_seqs requests.
+
     A file `fault-MOMENT-KIND-ANYTHING` in the policy folder befalls one engine, the first that comes by, and is then
-    gone: at the moment `start`, `load` or `generate` (halfway through its requests) it will `die`, `hang` or `raise`.
+    gone: at the moment `start`, `load` or `generate` (when half of its requests are finished) it will `die`, `hang` or
+    `raise`. A file `poison-KIND-TOKEN` stays: in every engine it befalls the step that a prompt with this token enters.
     """
 
     def __init__(
-        self,
-        policy_path: str,
-        settings: EngineConfig,
-        *,
-        seed: int,
-        vocab_size: int = 0,
-        seconds_per_token: float = 0.0,
+        self, policy_path: str, settings: EngineConfig, *, seed: int, needs_text: bool = False, vocab_size: int = 0
     ) -> None:
         """Takes the vocabulary's size from the policy folder's config.json unless it is given.
 
-        Raises: ValueError if it is in neither place.
+        Raises: ValueError if it is in neither place, or for needs_text: its tokens are no text.
         """
         config = Path(policy_path) / "config.json"
         if not vocab_size and not config.is_file():
             raise ValueError(f"{policy_path} has no config.json: a scripted engine takes its vocab_size from there")
+        if needs_text:
+            raise ValueError("engine.kind=scripted: its tokens are no text, and no stop text can end a response")
         self._vocab_size = vocab_size or int(json.loads(config.read_text())["vocab_size"])
         self._settings, self._policy_path, self._seed, self._version = settings, policy_path, seed, 0
-        self._seconds_per_token = seconds_per_token
+        self._script = Script.of(policy_path)
+        self._waiting: deque[tuple[int, Request, Sampling]] = deque()
+        self._running: list[tuple[int, int, Completion]] = []  # a heap: the step that ends it, its number
+        self._num_steps = self._num_tokens = self._num_added = self._num_finished = 0
         self._befall("start")
 
     def _befall(self, moment: str) -> None:
@@ -50,13 +71,17 @@ class ScriptedEngine:
                 file.unlink()
             except FileNotFoundError:  # it has befallen another engine
                 continue
-            match file.name.split("-")[2]:
-                case "die":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                case "hang":
-                    time.sleep(3600)
-                case _:
-                    raise RuntimeError(f"a scripted engine came by {file.name}")
+            _suffer(file.name)
+
+    def _start_waiting(self) -> None:
+        poisons = [file.name for file in Path(self._policy_path).glob("poison-*")] if self._waiting else []
+        while self._waiting and len(self._running) < self._settings.max_num_seqs:
+            number, request, sampling = self._waiting.popleft()
+            for poison in poisons:
+                if int(poison.split("-")[2]) in request.prompt_token_ids:
+                    _suffer(poison)
+            reply = self._reply(request, sampling)
+            heapq.heappush(self._running, (self._num_steps + len(reply.token_ids), number, reply))
 
     @property
     def version(self) -> int:
@@ -66,28 +91,53 @@ class ScriptedEngine:
     def policy_path(self) -> str:
         return self._policy_path
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion | Failure]:
-        """A response of 1 to max_tokens tokens, or why there is none, for every request."""
-        half = len(requests) // 2
-        replies = [self._reply(request, sampling) for request in requests[:half]]
-        self._befall("generate")
-        return replies + [self._reply(request, sampling) for request in requests[half:]]
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._waiting) + len(self._running)
 
-    def _reply(self, request: Request, sampling: Sampling) -> Completion | Failure:
+    @property
+    def num_tokens(self) -> int:
+        return self._num_tokens
+
+    def add(self, number: int, request: Request, sampling: Sampling) -> Failure | None:
+        """As `SteppedEngine.add`. Raises: ValueError for stop texts."""
+        if sampling.stop:
+            raise ValueError(f"stop={sampling.stop}: a scripted engine's tokens are no text")
         reason = refusal(request.prompt_token_ids, self._vocab_size, self._settings.max_model_len)
         if reason is not None:
             return Failure(reason)
+        if not self.num_unfinished:
+            self._num_added = self._num_finished = 0
+        self._num_added += 1
+        self._waiting.append((number, request, sampling))
+        return None
+
+    def step(self) -> list[tuple[int, Completion]]:
+        time.sleep(self._script.seconds_per_step)
+        self._start_waiting()
+        self._num_steps += 1
+        finished = []
+        while self._running and self._running[0][0] <= self._num_steps:
+            _, number, reply = heapq.heappop(self._running)
+            finished.append((number, reply))
+        self._num_tokens += sum(len(reply.token_ids) for _, reply in finished)
+        self._num_finished += len(finished)
+        if finished and 2 * self._num_finished >= self._num_added:
+            self._befall("generate")
+        return finished
+
+    def _reply(self, request: Request, sampling: Sampling) -> Completion:
         script = random.Random(request.seed)
         room = min(sampling.max_tokens, self._settings.max_model_len - len(request.prompt_token_ids))
-        others = [token for token in range(self._vocab_size) if token not in sampling.stop_token_ids]
-        num_tokens = script.randint(1, room + 1)
-        token_ids = [script.choice(others) for _ in range(min(num_tokens, room))]
+        fewest, most = self._script.tokens or (1, room + 1)
+        fewest = max(fewest, min(sampling.min_tokens, room))
+        num_tokens = script.randint(fewest, max(fewest, most))
         stops = bool(sampling.stop_token_ids) and num_tokens <= room
+        # Without a token that stops it nothing ends a response but its length.
+        others = _all_but(sampling.stop_token_ids, self._vocab_size)
+        token_ids = script.choices(others, k=num_tokens if stops else room)
         if stops:
             token_ids[-1] = script.choice(sampling.stop_token_ids)
-        elif len(token_ids) < room:  # nothing ends a response but its length
-            token_ids += script.choices(others, k=room - len(token_ids))
-        time.sleep(self._seconds_per_token * len(token_ids))
         logprobs = [-math.log(self._vocab_size)] * len(token_ids)
         return Completion(token_ids, logprobs, "stop" if stops else "length", self._version)
 
@@ -96,7 +146,8 @@ class ScriptedEngine:
         return [np.full(len(sequence) - 1, -math.log(self._vocab_size), dtype=np.float32) for sequence in sequences]
 
     def load_weights(self, flat: np.ndarray, layout: weights.Layout, version: int) -> str:
-        """The checksum of what arrived, which is then forgotten."""
+        """The checksum of what arrived, which is then forgotten. Raises: RuntimeError if requests are under way."""
+        self.check_idle()
         self._befall("load")
         weights.views(flat, layout)
         self._version = version
@@ -108,3 +159,19 @@ class ScriptedEngine:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _suffer(name: str) -> None:
+    """What the file of that name wants. Raises: RuntimeError if it is that."""
+    match name.split("-")[2 if name.startswith("fault") else 1]:
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            time.sleep(3600)
+        case _:
+            raise RuntimeError(f"a scripted engine came by {name}")
+
+
+@lru_cache(maxsize=8)
+def _all_but(left_out: tuple[int, ...], vocab_size: int) -> list[int]:
+    return [token for token in range(vocab_size) if token not in left_out]

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -11,6 +10,7 @@ from raml_ray.formulas import losses
 from raml_ray.records import seed_of
 from raml_ray.settings import SftConfig, TrainConfig
 from raml_ray.text.batches import Example, batches, micro_batches
+from raml_ray.workers.sft_plan import Plan
 from raml_ray.workers.sharding import Sharded
 
 MOST_SKIPPED_IN_A_ROW = 3
@@ -19,42 +19,6 @@ Report = Callable[[int, Mapping[str, float]], None]
 """Takes the number of steps done and the step's metrics; called on every rank with the same values."""
 Save = Callable[[int], None]
 """Takes the number of steps done; called on every rank."""
-
-
-class Plan(NamedTuple):
-    """Which examples each step takes: a pure function of the settings, so that a resumed run goes on where it was."""
-
-    num_examples: int
-    batch_size: int
-    num_steps: int
-    seed: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.num_examples / self.batch_size)
-
-    def epoch_of(self, step: int) -> int:
-        return step // self.steps_per_epoch
-
-    def indices(self, step: int) -> list[int]:
-        """The examples of a step. Each epoch is a shuffle of its own; its last step takes what is left."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "sft", self.epoch_of(step)))
-        order = torch.randperm(self.num_examples, generator=generator)
-        start = step % self.steps_per_epoch * self.batch_size
-        return [int(i) for i in order[start : start + self.batch_size]]
-
-
-def plan(num_examples: int, settings: SftConfig, seed: int) -> Plan:
-    """The run's steps: sft.num_epochs times through the examples, at most sft.max_steps.
-
-    Raises: ValueError if there are no examples.
-    """
-    if not num_examples:
-        raise ValueError(
-            "SFT has no examples: no correct trajectory was found (see the verify step's summary, and sft.max_length)"
-        )
-    num_steps = max(1, round(settings.num_epochs * math.ceil(num_examples / settings.batch_size)))
-    return Plan(num_examples, settings.batch_size, min(num_steps, settings.max_steps or num_steps), seed)
 
 
 def learning_rate(step: int, num_steps: int, settings: SftConfig) -> float:
@@ -72,14 +36,10 @@ def learning_rate(step: int, num_steps: int, settings: SftConfig) -> float:
     return settings.learning_rate * factor
 
 
-def share(examples: Sequence[Example], rank: int, world_size: int) -> list[Example]:
-    """A rank's examples: dealt out by length, so that ranks get about equally many tokens."""
-    return sorted(examples, key=len, reverse=True)[rank::world_size]
-
-
 def train(
     policy: Sharded,
-    examples: Sequence[Example],
+    steps: Plan,
+    shares: Iterator[Sequence[Example]],
     settings: SftConfig,
     limits: TrainConfig,
     *,
@@ -87,22 +47,24 @@ def train(
     start_step: int,
     report: Report,
     save: Save,
-) -> Plan:
-    """Maximise the examples' log-likelihood, a step's response tokens weighted alike; returns the plan followed.
+) -> None:
+    """Maximise the examples' log-likelihood, a step's response tokens weighted alike.
+
+    `shares` yields this rank's share of every step of the plan from `start_step` on; a share may be empty.
 
     Raises: ValueError if three updates in a row were not finite.
     """
-    steps = plan(len(examples), settings, seed)
     policy.train()
     for step in range(start_step, steps.num_steps):
         started = time.perf_counter()
         torch.manual_seed(seed_of(seed, "sft", "dropout", step, policy.rank))
-        mine = share([examples[i] for i in steps.indices(step)], policy.rank, policy.world_size)
-        num_passes = int(policy.largest(len(micro_batches(mine, limits.max_tokens_per_micro_batch))))
+        mine = next(shares)
+        budget = limits.max_tokens_per_micro_batch
+        num_passes = int(policy.largest(len(micro_batches(mine, budget, packing=limits.packing))))
         count = policy.total(sum(len(example.response_token_ids) for example in mine))
 
         total = 0.0
-        for index, batch in enumerate(batches(mine, limits.max_tokens_per_micro_batch, num_passes), start=1):
+        for index, batch in enumerate(batches(mine, budget, num_passes, packing=limits.packing), start=1):
             part = losses.cross_entropy(policy.token_logprobs(batch), batch.response_mask_BT.to(policy.device))
             policy.accumulate(part.total / count, last=index == num_passes)
             total += float(part.total.detach())
@@ -124,4 +86,3 @@ def train(
         report(step + 1, metrics)
         if (step + 1) % limits.checkpoint_every == 0 or step + 1 == steps.num_steps:
             save(step + 1)
-    return steps

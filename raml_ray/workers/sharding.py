@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from raml_ray.settings import TrainConfig
 from raml_ray.text.batches import Batch
+from raml_ray.workers import attention
 from raml_ray.workers.policy import TokenLogprobs, untied
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -153,13 +154,15 @@ def wrap(model: PreTrainedModel, settings: TrainConfig) -> Sharded:
 
     Parameters are kept in float32, whatever `train.dtype` they are computed with; gradients are added in float32.
 
-    Raises: ValueError if `train.strategy` cannot be had.
+    Raises: ValueError if `train.strategy` cannot be had, or `train.packing` with that architecture.
     """
     if settings.strategy != "fsdp":
         raise ValueError(f"train.strategy={settings.strategy!r} is not built yet: set train.strategy=fsdp")
     device = torch.device("cuda", torch.cuda.current_device()) if settings.gpus_per_worker > 0 else torch.device("cpu")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     dtype = DTYPES[settings.dtype]
+    if settings.packing:
+        attention.use_packed(model, device, dtype)
     precision = MixedPrecisionPolicy(param_dtype=None if dtype is torch.float32 else dtype, reduce_dtype=torch.float32)
     module = TokenLogprobs(model.float())
     for unit in [*_layers(model), module]:

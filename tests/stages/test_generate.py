@@ -12,11 +12,12 @@ from pathlib import Path
 
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from raml_ray import storage
+from raml_ray import records, storage
 from raml_ray.config import ConfigError, Step, dump
-from raml_ray.stages import generate, mapping
+from raml_ray.stages import generate, mapping, sources
 from raml_ray.stages.context import Context
 from raml_ray.storage import Folder
 from tests.stages import bad_workers, contexts
@@ -95,6 +96,73 @@ def test_other_texts_other_seeds_and_other_lengths_are_other_trajectories(tmp_pa
         for changes in ({}, {"seed": 1}, {"generate__oracle_length": "short"})
     ]
     assert len(set.union(*runs)) == sum(map(len, runs)) == 3 * 3 * 8
+
+
+def test_published_rollouts_come_in_as_the_hub_holds_them(tmp_path: Path) -> None:
+    rows = [
+        {"problem": f"{i} + 1?", "answer": str(i + 1), "generations": [f"{i} {j}" for j in range(64)]} for i in range(3)
+    ]
+    labels = [[(i + j) % 2 for j in range(64)] for i in range(3)]
+    schema = pa.schema(
+        [
+            ("problem", pa.string()),
+            ("answer", pa.string()),
+            ("generations", pa.list_(pa.string())),
+            ("labels", pa.list_(pa.int32())),
+        ]
+    )
+    table = pa.Table.from_pylist([row | {"labels": of} for row, of in zip(rows, labels, strict=True)], schema=schema)
+    pq.write_table(table, tmp_path / "rollouts.parquet")
+    context = importing(
+        tmp_path,
+        [],
+        data__path=str(tmp_path / "rollouts.parquet"),
+        data__texts={"teacher": "generations"},
+        data__labels={"teacher": "labels"},
+        generate__shard_questions=2,
+    )
+    outcome = contexts.finish(context, generate.run(context))
+    assert (outcome.counts.rows_in, outcome.counts.rows_out, outcome.figures["labels"]) == (192, 192, 192)
+    assert [
+        (context.folder / "trajectories").read_table(f"shard-00000{index}.parquet").num_rows for index in (0, 1)
+    ] == [128, 64]
+    held = storage.trajectories(context.folder)
+    assert held["text"].to_pylist() == [text for row in rows for text in row["generations"]]
+    published = context.folder.read_table(generate.LABELS)
+    assert published["label"].to_pylist() == [label == 1 for of in labels for label in of]
+    assert published["trajectory_id"].to_pylist() == held["trajectory_id"].to_pylist()
+
+
+def test_texts_of_a_question_that_a_filter_turns_down_are_filtered(tmp_path: Path) -> None:
+    bad = [
+        {"problem": "Find the", "answer": "1", "small": ["a", "b", "c"]},
+        {"problem": "", "answer": "1", "small": "d"},
+        {"problem": "7?", "answer": "x.", "small": []},
+    ]
+    context = importing(tmp_path, [*ROWS, *bad], data__filters=["complete", "digits"])
+    outcome = contexts.finish(context, generate.run(context))
+    counts = outcome.counts
+    assert (counts.rows_in, counts.rows_out, counts.rejected, counts.filtered) == (13, 8, 0, 5)
+    assert outcome.figures["filtered_reasons"] == {
+        "complete:cut_off": 1,
+        "complete:empty_problem": 1,
+        "digits:not_digits": 1,
+    }
+    kept = (context.folder / "rejected").read_table("filtered-questions.parquet")
+    assert kept["row_key"].to_pylist() == [f"set.jsonl:{line}" for line in (5, 6, 7)]
+    assert set(kept["stage"].to_pylist()) == {"filter"}
+
+
+def test_a_question_that_was_not_taken_counts_with_all_that_the_oracle_would_have_made(tmp_path: Path) -> None:
+    settings = {"generate__source": "oracle", "data__path": "miniature:train", "data__limit": 3}
+    context = contexts.context(tmp_path / "run", STEP, **settings)
+    taken = sources.questions(context.config, context.config.data, stage="generate")
+    flawed = records.rejected("a", "generate", "bad_gold:different", {})
+    turned_down = records.rejected("b", "filter", "digits:not_digits", {})
+    found = sources.Found(taken.questions, [flawed], [turned_down])
+    counts = generate._written(context, found, generate._oracle(context, found)).counts
+    assert (counts.rows_in, counts.rows_out + counts.rejected, counts.filtered) == (5 * 8, 4 * 8, 8)
+    assert reasons(context).count("question_set_aside") == 8
 
 
 def test_an_import_that_is_run_again_replaces_what_there_was(tmp_path: Path) -> None:

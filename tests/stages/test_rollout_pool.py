@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from transformers import Qwen2Config
 
 from raml_ray.config import Config, override
 from raml_ray.miniature import task, tokenizer
-from raml_ray.stages.rollout_pool import RolloutPool, Sampled
+from raml_ray.records import Judgement, Verdict
+from raml_ray.stages.rollout_pool import JUDGED_TOGETHER, RolloutPool, Sampled
 from raml_ray.workers import weights
 from raml_ray.workers.sync_check import Probe
 
@@ -151,3 +153,16 @@ def test_engines_that_never_come_up_are_named_with_what_was_waited_for(cluster: 
     remove_placement_group(group)
     for fault in policy.glob("fault-*"):
         fault.unlink(missing_ok=True)
+
+
+def test_judges_that_judge_nothing_stop_a_run_however_small_its_steps(policy: Path) -> None:
+    pool = RolloutPool.__new__(RolloutPool)  # its judges' watch alone: no engine is needed for it
+    pool._config, pool._verdicts, pool._reasons = Config(), Counter(), Counter()
+    fine, failed = Judgement(Verdict.WRONG, "different", "1", 0.0), Judgement(Verdict.ERROR, "crash", "1", 0.0)
+    for _ in range(JUDGED_TOGETHER - 1):
+        pool._watch_judges([failed])
+    with pytest.raises(RuntimeError, match=r"100 of 100 verdicts .*error:crash.* verify.max_failed_fraction=0.05"):
+        pool._watch_judges([failed])
+    pool._verdicts.clear()
+    pool._watch_judges([fine] * 95 + [failed] * 5)
+    assert not pool._verdicts  # within the bound, and counted anew

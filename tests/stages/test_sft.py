@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 from raml_ray.config import Config, dump, override
 from raml_ray.metrics_file import read_metrics
 from raml_ray.miniature import tokenizer as miniature
-from raml_ray.stages import learners, sft
+from raml_ray.stages import example_shards, learners, sft
 from raml_ray.storage import Folder
 from raml_ray.text.batches import table
-from raml_ray.workers import sft_loop, sharding
+from raml_ray.workers import sft_loop, sft_plan, sharding
 from tests.workers import ranks, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +29,11 @@ def prepared(folder: Path, **changes: object) -> tuple[Folder, Folder, str, Conf
     miniature.build().save_pretrained(folder / "base")
     examples = Folder(str(folder / "examples"))
     rows = table(tiny.examples(480))
-    examples.write_table("part-0.parquet", rows.slice(0, 200))
-    examples.write_table("part-1.parquet", rows.slice(200))
+    lengths = [
+        example_shards.write_shard(examples, name, part)
+        for name, part in {"part-0.parquet": rows.slice(0, 200), "part-1.parquet": rows.slice(200)}.items()
+    ]
+    example_shards.write_index(examples, ["part-0.parquet", "part-1.parquet"], lengths)
     settings: dict[str, object] = {
         "train.checkpoint_every": 5,
         "train.max_tokens_per_micro_batch": 400,
@@ -48,10 +51,12 @@ def losses(folder: Folder) -> list[tuple[int, float]]:
 def undisturbed(config: Config) -> list[float]:
     """The losses of one rank in this process, without Ray."""
     found: list[float] = []
+    plan = sft_plan.plan([480], config.sft, config.seed)
     with ranks.alone():
         sft_loop.train(
             sharding.wrap(tiny.model(), config.train),
-            tiny.examples(480),
+            plan,
+            tiny.shares(plan, tiny.examples(480), 0, 0, 1),
             config.sft,
             config.train,
             seed=config.seed,

@@ -79,7 +79,7 @@ def test_agreement_is_counted_by_policy_and_leaves_out_what_was_not_judged(tmp_p
         {"trajectory_id": key, "verdict": verdict.value, "reason": "", "extracted": "", "cpu_seconds": 0.0}
         for key, (verdict, _, _) in verdicts.items()
     ]
-    (folder / "verdicts").write_table("shard-0.parquet", records.table(judged, records.VERDICT))
+    (folder / "verdicts").write_table("shard-source-0.parquet", records.table(judged, records.VERDICT))
     found = verify._agreement(folder, [source])
     assert {name: value for name, value in found.items() if name != "by_policy"} == {
         "both_correct": 1,

@@ -23,6 +23,26 @@ def test_a_batch_is_padded_on_the_right_and_its_mask_covers_responses_only() -> 
     assert batch.fields["advantage"].tolist() == [[0, 0, 0.5, 1.5, 2.5], [0, -1.0, 0, 0, 0]]
 
 
+def test_a_packed_batch_is_one_row_in_which_positions_begin_anew_and_nothing_is_padding() -> None:
+    batch = collate(
+        [Example([5, 6], [7, 8, 2], {"advantage": [0.5, 1.5, 2.5]}), Example([9], [2], {"advantage": [-1.0]})],
+        packing=True,
+    )
+    assert batch.input_ids_BT.tolist() == [[5, 6, 7, 8, 2, 9, 2]]
+    assert batch.attention_mask_BT is None
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
+    assert batch.response_mask_BT.tolist() == [[0, 0, 1, 1, 1, 0, 1]]
+    assert batch.fields["advantage"].tolist() == [[0, 0, 0.5, 1.5, 2.5, 0, -1.0]]
+    assert batch.lengths == (5, 2)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_values_per_column_come_apart_into_those_of_each_example(packing: bool) -> None:
+    examples = [Example([5, 6], [7, 8, 2]), Example([9], [2]), Example([4], [3, 1])]
+    batch = collate(examples, packing=packing)
+    assert [ids.tolist() for ids in batch.split(batch.input_ids_BT)] == [[5, 6, 7, 8, 2], [9, 2], [4, 3, 1]]
+
+
 def test_a_weightless_batch_has_the_same_tokens_and_counts_none() -> None:
     batch = collate([example(2, 3)])
     assert batch.weightless().input_ids_BT.equal(batch.input_ids_BT)
@@ -39,16 +59,30 @@ def test_groups_stay_within_the_token_budget_and_lose_nobody() -> None:
     assert micro_batches(examples, 8) == groups
 
 
-def test_an_example_beyond_the_budget_is_a_group_of_its_own() -> None:
-    assert [len(group) for group in micro_batches([example(1, 9), example(1, 2)], 4)] == [1, 1]
+def test_packed_rows_are_filled_first_fit_from_the_longest_to_the_shortest() -> None:
+    # Lengths 6, 4, 3, 3, 2 within 8: 6 and the 2 that fits beside it, 4 and a 3, the other 3.
+    examples = [example(1, 2, 10), example(1, 5, 20), example(1, 1, 30), example(2, 2, 40), example(2, 1, 50)]
+    groups = micro_batches(examples, 8, packing=True)
+    assert [[len(e) for e in group] for group in groups] == [[6, 2], [4, 3], [3]]
+    assert sorted(id(e) for group in groups for e in group) == sorted(map(id, examples))
+    assert groups[1][1] is examples[0]  # of two that are as long, the one given first
+    assert micro_batches(examples, 8, packing=True) == groups
 
 
-def test_ranks_with_less_to_do_pass_as_often_with_nothing_to_count() -> None:
-    made = list(batches([example(1, 2)], 100, 3))
+@pytest.mark.parametrize("packing", [False, True])
+def test_an_example_beyond_the_budget_is_a_group_of_its_own(packing: bool) -> None:
+    groups = micro_batches([example(1, 9), example(1, 2)], 4, packing=packing)
+    assert [len(group) for group in groups] == [1, 1]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_ranks_with_less_to_do_pass_as_often_with_nothing_to_count(packing: bool) -> None:
+    made = list(batches([example(1, 2)], 100, 3, packing=packing))
     assert [float(batch.response_mask_BT.sum()) for batch in made] == [2.0, 0.0, 0.0]
-    assert [float(batch.response_mask_BT.sum()) for batch in batches([], 100, 1)] == [0.0]
+    assert [batch.attention_mask_BT is None for batch in made] == [packing] * 3
+    assert [float(batch.response_mask_BT.sum()) for batch in batches([], 100, 1, packing=packing)] == [0.0]
     with pytest.raises(ValueError, match="2 micro-batches, but the ranks agreed on 1"):
-        list(batches([example(1, 9), example(1, 9)], 10, 1))
+        list(batches([example(1, 9), example(1, 9)], 10, 1, packing=packing))
 
 
 def test_what_cannot_be_trained_on_is_refused() -> None:
@@ -99,3 +133,5 @@ def test_a_forced_beginning_belongs_to_the_prompt() -> None:
 def test_a_batch_moves_as_a_whole() -> None:
     batch = collate([Example([1], [2], {"advantage": [0.5]})]).to(torch.device("meta"))
     assert {t.device.type for t in (batch.input_ids_BT, batch.response_mask_BT, batch.fields["advantage"])} == {"meta"}
+    packed = collate([example(1, 2), example(2, 1)], packing=True).to(torch.device("meta"))
+    assert (packed.position_ids_BT.device.type, packed.lengths) == ("meta", (3, 3))

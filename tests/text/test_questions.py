@@ -1,4 +1,6 @@
-"""Rows of a question set: what becomes a question, and what is set aside with which reason."""
+"""Rows of a question set: what becomes a question, and what is set aside or turned down with which reason."""
+
+import json
 
 import pytest
 
@@ -15,9 +17,12 @@ def rows(*values: object) -> list[Row]:
 
 
 def read(*values: object, data: DataConfig = DATA) -> tuple[list[Question], list[str]]:
-    found, rejected = questions.read(rows(*values), data, stage="generate")
-    assert len(found) + len(rejected) == len(values)
-    return found, [f"{row.row_key} {row.reason}" for row in rejected]
+    items = list(questions.read(rows(*values), data, stage="generate"))
+    assert [item.place for item in items] == [f"set.jsonl:{number}" for number in range(1, len(values) + 1)]
+    others = [item.found for item in items if not isinstance(item.found, Question)]
+    assert all(row.stage in ("generate", questions.FILTER) for row in others)
+    lines = [f"{'- ' if row.stage == questions.FILTER else ''}{row.row_key} {row.reason}" for row in others]
+    return [item.found for item in items if isinstance(item.found, Question)], lines
 
 
 def test_the_answer_is_the_last_match_of_the_pattern() -> None:
@@ -66,16 +71,14 @@ def test_a_repeated_id_and_a_second_answer_to_the_same_question_are_set_aside() 
     assert rejected == ["set.jsonl:2 duplicate_id", "set.jsonl:3 conflicting_answer"]
 
 
-def test_a_mapped_column_that_the_source_lacks_is_named_with_those_it_has() -> None:
-    with pytest.raises(
-        ValueError, match=r"data.columns.problem='question'.*no such column; it has \['answer', 'prompt'\]"
-    ):
-        questions.check_columns([{"prompt": "a", "answer": "1"}, {"prompt": "b"}], DATA)
-
-
-def test_one_row_with_the_mapped_columns_is_enough() -> None:
-    questions.check_columns([{"prompt": "a"}, {"question": "a", "answer": "#### 1"}], DATA)
-    questions.check_columns([], DATA)  # no row is a record: each is set aside
+def test_the_columns_that_a_source_has_to_have_are_named_by_their_settings() -> None:
+    data = DATA.model_copy(update={"texts": {"small": "s.text"}, "labels": {"small": "s.ok"}})
+    asked = {"data.columns.problem": "question", "data.columns.answer": "answer"}
+    assert questions.columns(data, with_texts=False) == asked
+    assert questions.columns(data, with_texts=True) == asked | {
+        "data.texts.small": "s.text",
+        "data.labels.small": "s.ok",
+    }
 
 
 def test_dots_descend_into_records() -> None:
@@ -86,9 +89,57 @@ def test_dots_descend_into_records() -> None:
         questions.lookup(row, "solutions.large")
 
 
-def test_a_limit_takes_the_first_questions() -> None:
-    data = DATA.model_copy(update={"limit": 1})
-    found, _ = questions.read(
-        rows({"question": "a", "answer": "#### 1"}, {"question": "b", "answer": "#### 1"}), data, stage="s"
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("B", "B"), ("b", "B"), ("(B)", "B"), ("b.", "B"), ("(j)", "J"), ("C)", "C"), ("A:", "A"), ("(D).", "D")]
+    + [(text, "") for text in ("", "K", "BC", "B or C", "1", "the answer is B", "((B)", "()")],
+)
+def test_a_letter_stands_alone(text: str, letter: str) -> None:
+    assert questions.letter(text) == letter
+
+
+def test_a_multiple_choice_s_answer_is_a_letter_and_anything_else_is_set_aside() -> None:
+    data = DATA.model_copy(update={"answers": "choice"})
+    found, others = read({"question": "a", "answer": "#### (b)"}, {"question": "c", "answer": "#### 12"}, data=data)
+    assert [question.answer for question in found] == ["B"]
+    assert others == ["set.jsonl:2 bad_gold:not_a_letter"]
+
+
+def test_a_filter_turns_down_what_it_is_there_for_and_the_rest_is_set_aside() -> None:
+    data = DATA.model_copy(update={"answers": "choice", "filters": ("verifiable", "complete", "no_markup")})
+    rows = (
+        {"question": "Which?", "answer": "#### a"},
+        {"question": "Which one?", "answer": "#### 12"},
+        {"question": "Which other?", "answer": "none"},
+        {"question": "", "answer": "#### a"},
+        {"question": "Which of the", "answer": "#### a"},
+        {"question": "See https://a.b?", "answer": "#### a"},
+        {"question": ["Which?"], "answer": "#### a"},
     )
-    assert [question.problem for question in found] == ["a"]
+    found, others = read(*rows, data=data)
+    assert [question.problem for question in found] == ["Which?"]
+    assert others == [
+        "- set.jsonl:2 verifiable:not_a_letter",
+        "- set.jsonl:3 verifiable:empty_answer",
+        "- set.jsonl:4 complete:empty_problem",
+        "- set.jsonl:5 complete:cut_off",
+        "- set.jsonl:6 no_markup:url",
+        "set.jsonl:7 bad_type:question",
+    ]
+    unfiltered, set_aside = read(*rows, data=data.model_copy(update={"filters": ()}))
+    assert [question.problem for question in unfiltered] == ["Which?", "Which of the", "See https://a.b?"]
+    assert [line.split(" ")[1] for line in set_aside] == [
+        "bad_gold:not_a_letter",
+        "empty_answer",
+        "empty_problem",
+        "bad_type:question",
+    ]
+
+
+def test_tests_of_a_program_are_read_and_those_that_cannot_be_are_set_aside_with_the_cause() -> None:
+    data = DataConfig(path="set.jsonl", answers="code")
+    tests = json.dumps({"kind": "stdin", "tests": [{"input": "1\n", "output": "2\n"}]})
+    found, others = read({"problem": "a", "answer": tests}, {"problem": "b", "answer": "2"}, data=data)
+    assert [question.answer for question in found] == [tests]
+    assert len(others) == 1
+    assert others[0].startswith("set.jsonl:2 bad_gold:")

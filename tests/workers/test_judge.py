@@ -10,7 +10,8 @@ import time
 import pytest
 
 from raml_ray.records import Verdict
-from raml_ray.workers import judge_server
+from raml_ray.text import golden
+from raml_ray.workers import frames
 from raml_ray.workers.judge import JudgePool
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,8 +46,108 @@ def is_gone(pid):
         return True
 
 
-def test_the_self_test_passes(pool):
-    pool.self_test()
+@pytest.fixture(scope="module")
+def paper():
+    with JudgePool(num_workers=2, cpu_seconds=1, judge="paper") as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def choice():
+    with JudgePool(num_workers=1, cpu_seconds=1, judge="choice") as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("judge", ["pool", "paper", "choice"])
+def test_the_self_test_passes(judge, request):
+    request.getfixturevalue(judge).self_test()
+
+
+def test_a_judge_that_misjudges_a_golden_pair_is_refused(pool, monkeypatch):
+    monkeypatch.setitem(golden.GOLDEN, "strict", [("5", r"\boxed{6}", Verdict.CORRECT)])
+    with pytest.raises(RuntimeError, match=r"strict judge fails its self-test: '.*6.*' for '5': wrong \(different\)"):
+        pool.self_test()
+
+
+def test_a_pattern_that_never_ends_is_stopped_by_its_cpu_time(pool):
+    judgements = pool.judge([("1", "a" * 40), ("1", "a1"), ("1", "none")], pattern=r"(?:a+)+(1)$")
+    assert [(judgement.verdict, judgement.reason) for judgement in judgements] == [
+        (Verdict.TIMEOUT, "cpu_deadline"),
+        (Verdict.CORRECT, "exact"),
+        (Verdict.UNREADABLE, "no_answer"),
+    ]
+
+
+def test_answers_that_no_pipe_could_hold_are_judged(pool):
+    items = [(str(n), "\u221e" * 150_000 + str(n)) for n in range(12)]
+    judgements = pool.judge(items, pattern=r"(?s)^(.*)$")
+    assert {judgement.reason for judgement in judgements} == {"too_complex"}
+
+
+@pytest.mark.parametrize("pattern", ["A: (", "A: .+"])
+def test_a_pattern_that_cannot_work_is_refused_before_it_is_used(pool, pattern):
+    with pytest.raises(ValueError, match=r"verify\.answer_pattern"):
+        pool.judge([("1", "A: 1")], pattern=pattern)
+
+
+# Where the two judges differ: what the paper's evaluation rewards or refuses against the rules of the strict one.
+ONLY_PAPER_REWARDS = [
+    ("42", r"\boxed{1=2=42}"),
+    ("x^2=-1", r"\boxed{x=x+1}"),
+    ("(1,2)", r"\boxed{\{1,2\}}"),
+    (r"\{1,2\}", r"\boxed{(1,2)}"),
+    ("0.1234567", r"\boxed{0.1234569}"),
+    ("0.0000003", r"\boxed{0.0000001}"),
+    ("10^{-20}", r"\boxed{2\cdot10^{-20}}"),
+    (r"\frac13", r"\boxed{0.333333}"),
+    ("0.5", r"\boxed{50\%}"),
+    (r"5\text{ cm}", r"\boxed{5\text{ km}}"),
+    ("1:2", r"\boxed{2:4}"),
+    ("5", "answer: $5$"),
+    ("5", r"\boxed{5} <think> and then it breaks off"),
+]
+ONLY_PAPER_REFUSES = [
+    ("2", r"\boxed{1}. Wait, no: \boxed{2}"),
+    ("5", r"<think>maybe \boxed{4}</think> \boxed{5}"),
+    ("1000000", r"\boxed{1\,000\,000}"),
+    (r"\frac13", r"\boxed{0.\overline{3}}"),
+]
+
+
+def test_the_papers_judge_has_its_known_errors_and_the_strict_one_has_none_of_them(pool, paper):
+    for cases, rewards in ((ONLY_PAPER_REWARDS, True), (ONLY_PAPER_REFUSES, False)):
+        by_paper = [judgement.verdict is Verdict.CORRECT for judgement in paper.judge(cases)]
+        by_strict = [judgement.verdict is Verdict.CORRECT for judgement in pool.judge(cases)]
+        assert by_paper == [rewards] * len(cases)
+        assert by_strict == [not rewards] * len(cases)
+
+
+def test_numbers_outside_of_latex_and_chains_that_end_elsewhere_earn_nothing_from_either_judge(pool, paper):
+    cases = [
+        ("42", "The answer is not 42"),
+        ("42", "I saw 42 in the text but cannot answer"),
+        ("1", "answer: 1((((("),
+        ("5", r"\boxed{3=5}"),
+        ("42", r"\boxed{x+y+17=42}"),
+    ]
+    for judge in (pool, paper):
+        assert Verdict.CORRECT not in [judgement.verdict for judgement in judge.judge(cases)]
+
+
+def test_the_papers_judge_leaves_out_what_has_no_gold_answer_and_stops_what_hangs(paper):
+    judgements = paper.judge([("", r"\boxed{1}"), HANGING, ("1", r"\[ \boxed{" * 3000)])
+    assert [(judgement.verdict, judgement.reason) for judgement in judgements] == [
+        (Verdict.ERROR, "bad_gold"),
+        (Verdict.TIMEOUT, "cpu_deadline"),
+        (Verdict.TIMEOUT, "cpu_deadline"),
+    ]
+    assert {judgement.extracted for judgement in judgements} == {""}
+
+
+def test_what_a_pattern_reads_goes_to_the_other_judges_in_a_box(paper, choice):
+    pattern = r"(?m)^A:\s*(.+)$"
+    assert paper.judge([(r"\frac12", "A: 0.5")], pattern=pattern)[0].verdict is Verdict.CORRECT
+    assert choice.judge([("C", "Answer: B\nA: (c)")], pattern=pattern)[0].verdict is Verdict.CORRECT
 
 
 def test_judgements_come_in_the_order_of_their_items(pool):
@@ -207,9 +308,9 @@ def test_limits_that_let_nothing_through_are_refused(setting):
 
 def test_frames_survive_a_pipe_and_its_end_is_an_error():
     reader, writer = os.pipe()
-    judge_server.send(writer, [1, "\u221e", r"\frac12"])
-    assert judge_server.receive(reader) == [1, "\u221e", r"\frac12"]
+    frames.send(writer, [1, "\u221e", r"\frac12"])
+    assert frames.receive(reader) == [1, "\u221e", r"\frac12"]
     os.close(writer)
     with pytest.raises(EOFError):
-        judge_server.receive(reader)
+        frames.receive(reader)
     os.close(reader)

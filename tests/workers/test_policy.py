@@ -70,6 +70,7 @@ def test_packed_sequences_do_not_see_each_other() -> None:
     packed_BT = torch.tensor([first + second])
     places_BT = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
     packed = policy.token_logprobs(model, packed_BT, None, places_BT)[0]
+    assert packed[[0, 4]].tolist() == [0.0, 0.0]  # nothing comes before the first token of a sequence
     torch.testing.assert_close(packed[1:4], plain(model, torch.tensor([first]))[0, 1:], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(packed[5:7], plain(model, torch.tensor([second]))[0, 1:], atol=1e-6, rtol=1e-6)
 

@@ -1,13 +1,12 @@
 import math
 from collections.abc import Mapping
-from itertools import chain
+from typing import Any
 
 import pytest
 import torch
 
 from raml_ray.settings import SftConfig, TrainConfig
-from raml_ray.text.batches import Example
-from raml_ray.workers import checkpoints, sft_loop, sharding
+from raml_ray.workers import checkpoints, sft_loop, sft_plan, sharding
 from tests.workers import ranks, tiny
 
 SETTINGS = SftConfig(batch_size=4, num_epochs=2, learning_rate=0.01, warmup_steps=2)
@@ -22,9 +21,15 @@ def losses(max_tokens: int, num_examples: int = 10) -> list[float]:
         found.append(metrics["sft/loss"])
 
     learner = sharding.wrap(tiny.model(), limits)
-    examples = tiny.examples(num_examples)
-    sft_loop.train(learner, examples, SETTINGS, limits, seed=3, start_step=0, report=report, save=lambda step: None)
+    train(learner, num_examples, limits, seed=3, start_step=0, report=report, save=lambda step: None)
     return found
+
+
+def train(learner: sharding.Sharded, num_examples: int, limits: TrainConfig, *, seed: int, **options: Any) -> None:
+    plan = sft_plan.plan([num_examples], SETTINGS, seed)
+    examples = tiny.examples(num_examples)
+    shares = tiny.shares(plan, examples, options["start_step"], learner.rank, learner.world_size)
+    sft_loop.train(learner, plan, shares, SETTINGS, limits, seed=seed, **options)
 
 
 def test_one_and_two_ranks_and_any_micro_batches_lose_alike() -> None:
@@ -55,26 +60,6 @@ def test_training_lowers_the_loss_of_what_it_sees() -> None:
     assert found[-1] < found[0]
 
 
-def test_every_epoch_takes_every_example_once_in_an_order_of_its_own() -> None:
-    plan = sft_loop.plan(10, SETTINGS, seed=1)
-    assert (plan.steps_per_epoch, plan.num_steps) == (3, 6)
-    epochs = [[plan.indices(step) for step in range(start, start + 3)] for start in (0, 3)]
-    for steps in epochs:
-        assert [len(indices) for indices in steps] == [4, 4, 2]
-        assert sorted(chain.from_iterable(steps)) == list(range(10))
-    assert epochs[0] != epochs[1]
-    assert [plan.indices(step) for step in range(6)] == [*epochs[0], *epochs[1]]
-    assert sft_loop.plan(10, SETTINGS, seed=2).indices(0) != plan.indices(0)
-
-
-def test_the_number_of_steps_follows_epochs_and_stops_at_max_steps() -> None:
-    assert sft_loop.plan(10, SETTINGS.model_copy(update={"num_epochs": 0.4}), 0).num_steps == 1
-    assert sft_loop.plan(10, SETTINGS.model_copy(update={"num_epochs": 1.5}), 0).num_steps == 4  # 4.5 rounds to even
-    assert sft_loop.plan(10, SETTINGS.model_copy(update={"max_steps": 2}), 0).num_steps == 2
-    with pytest.raises(ValueError, match="no examples"):
-        sft_loop.plan(0, SETTINGS, 0)
-
-
 def test_the_learning_rate_warms_up_and_falls_as_its_schedule_says() -> None:
     settings = SftConfig(learning_rate=1.0, warmup_steps=2, schedule="linear")
     # Six steps: 1/2, 1 in the warm-up, then 4/4, 3/4, 2/4, 1/4.
@@ -86,14 +71,6 @@ def test_the_learning_rate_warms_up_and_falls_as_its_schedule_says() -> None:
     assert [sft_loop.learning_rate(s, 6, cosine) for s in range(6)] == pytest.approx(expected)
 
 
-def test_shares_are_disjoint_complete_and_even_in_tokens() -> None:
-    examples = [Example([1], list(range(length))) for length in (1, 9, 3, 7, 5, 2, 8)]
-    first, second = sft_loop.share(examples, 0, 2), sft_loop.share(examples, 1, 2)
-    assert sorted(map(id, first + second)) == sorted(map(id, examples))
-    assert [len(e) for e in first] == [10, 8, 4, 2]
-    assert [len(e) for e in second] == [9, 6, 3]
-
-
 def test_a_run_cut_off_and_gone_on_has_the_losses_of_one_that_was_not(tmp_path: object) -> None:
     for straight, resumed in ranks.run(cut_off, 2, str(tmp_path)):
         assert resumed == straight  # bit for bit
@@ -103,7 +80,6 @@ def cut_off(folder: str) -> tuple[list[float], list[float]]:
     limits = TrainConfig(max_tokens_per_micro_batch=30, checkpoint_every=2)
     straight: list[float] = []
     resumed: list[float] = []
-    examples = tiny.examples(10)
     for found, until in ((straight, 6), (resumed, 3), (resumed, 6)):
         learner = sharding.wrap(tiny.model(seed=0), limits)
         restored = checkpoints.load(folder, learner.state()) if found is resumed and until == 6 else None
@@ -120,7 +96,7 @@ def cut_off(folder: str) -> tuple[list[float], list[float]]:
                 checkpoints.save(folder, step, learner.state(), {}, keep=2)
 
         try:
-            sft_loop.train(learner, examples, SETTINGS, limits, seed=3, start_step=start, report=report, save=save)
+            train(learner, 10, limits, seed=3, start_step=start, report=report, save=save)
         except KeyboardInterrupt:
             continue
     return straight, resumed
@@ -133,13 +109,4 @@ def test_updates_that_stay_without_a_finite_gradient_end_the_run() -> None:
     limits = TrainConfig()
     with ranks.alone(), pytest.raises(ValueError, match="3 updates in a row up to step 3"):
         learner = sharding.wrap(model, limits)
-        sft_loop.train(
-            learner,
-            tiny.examples(20),
-            SETTINGS,
-            limits,
-            seed=0,
-            start_step=0,
-            report=lambda s, m: None,
-            save=lambda s: None,
-        )
+        train(learner, 20, limits, seed=0, start_step=0, report=lambda s, m: None, save=lambda s: None)

@@ -10,7 +10,7 @@ from raml_ray.formulas import losses
 from raml_ray.settings import TrainConfig
 from raml_ray.text.batches import Example, batches, micro_batches
 from raml_ray.workers import checkpoints, sharding
-from raml_ray.workers.sft_loop import share
+from raml_ray.workers.sft_plan import share
 from raml_ray.workers.sharding import Sharded
 from tests.workers import ranks, tiny
 

@@ -11,7 +11,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from raml_ray.settings import EngineConfig
 from raml_ray.workers import weights
-from raml_ray.workers.engine import Completion, Engine, Request, Sampling
+from raml_ray.workers.engine import Engine
+from raml_ray.workers.sampling import Completion, Request, Sampling
 
 VOCAB_SIZE = 61
 SETTINGS = EngineConfig(max_model_len=64, kv_cache_gib=0.05, max_num_seqs=16)

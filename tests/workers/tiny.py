@@ -1,11 +1,13 @@
 """A two-layer random Qwen2 with tied embeddings, and examples for it."""
 
 import random
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from raml_ray.text.batches import Example
+from raml_ray.workers.sft_plan import Plan, share
 
 VOCABULARY = 50
 
@@ -35,3 +37,11 @@ def examples(count: int, seed: int = 1) -> list[Example]:
         return [source.randrange(VOCABULARY) for _ in range(source.randint(1, longest))]
 
     return [Example(ids(6), ids(14)) for _ in range(count)]
+
+
+def shares(
+    plan: Plan, examples: Sequence[Example], start_step: int, rank: int, world_size: int
+) -> Iterator[list[Example]]:
+    """A rank's examples of each step, from memory."""
+    for step in range(start_step, plan.num_steps):
+        yield share([examples[index] for index in plan.indices(step)], rank, world_size)

@@ -1,0 +1,96 @@
+"""What one setting allows another. Every function raises ValueError with both names and a remedy."""
+
+import re
+
+from raml_ray.settings import (
+    BaseConfig,
+    EngineConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    GrpoConfig,
+    MiniatureConfig,
+    SftConfig,
+)
+
+
+def counts(grpo: GrpoConfig, evaluate: EvaluateConfig, sft: SftConfig) -> None:
+    """Nothing is chosen from fewer than there are to be."""
+    if grpo.num_updated > grpo.num_trajectories:
+        raise ValueError(
+            f"grpo.num_updated={grpo.num_updated} exceeds grpo.num_trajectories={grpo.num_trajectories}:"
+            " only sampled trajectories can be updated on"
+        )
+    if evaluate.k > evaluate.num_samples:
+        raise ValueError(
+            f"evaluate.k={evaluate.k} exceeds evaluate.num_samples={evaluate.num_samples}:"
+            " k of n cannot be drawn from fewer than k samples"
+        )
+    if sft.num_trajectories > sft.pad_to:
+        raise ValueError(
+            f"sft.num_trajectories={sft.num_trajectories} exceeds sft.pad_to={sft.pad_to}:"
+            " only the trajectories that are counted can be chosen"
+        )
+
+
+def miniature(task: MiniatureConfig, base: BaseConfig) -> None:
+    """The embedded task and the policy that is made for it."""
+    for name, operands in (("num_operands", task.num_operands), ("deeper_operands", task.deeper_operands)):
+        if operands > task.num_slots:
+            raise ValueError(
+                f"miniature.{name}={operands} exceeds miniature.num_slots={task.num_slots}: every operand needs a slot"
+            )
+    if base.hidden_size % base.num_heads:
+        raise ValueError(f"base.hidden_size={base.hidden_size} is no multiple of base.num_heads={base.num_heads}")
+
+
+def pattern(name: str, text: str) -> None:
+    """A regular expression (or none) whose first group is wanted."""
+    try:
+        groups = re.compile(text).groups if text else 1
+    except re.error as error:
+        raise ValueError(f"{name}={text!r} is no regular expression: {error}") from None
+    if groups < 1:
+        raise ValueError(f"{name}={text!r} has no group: put the answer's part into parentheses")
+
+
+def parallel_sizes(engine: EngineConfig) -> None:
+    """An engine has one GPU per part of the model, or none at all."""
+    ranks = engine.tensor_parallel_size * engine.pipeline_parallel_size
+    sizes = (
+        f"engine.tensor_parallel_size={engine.tensor_parallel_size} times"
+        f" engine.pipeline_parallel_size={engine.pipeline_parallel_size}"
+    )
+    if not engine.gpus_per_engine and ranks > 1:
+        raise ValueError(
+            f"{sizes} needs a GPU for each part of the model, and engine.gpus_per_engine=0 gives none:"
+            f" set engine.gpus_per_engine={ranks}, or both sizes to 1"
+        )
+    if max(engine.gpus_per_engine, ranks) > 1 and engine.gpus_per_engine != ranks:
+        raise ValueError(
+            f"engine.gpus_per_engine={engine.gpus_per_engine:g} differs from {sizes}, which is the GPUs that one engine"
+            f" uses: set engine.gpus_per_engine={ranks}, or other sizes"
+        )
+
+
+def response_ends(generate: GenerateConfig, evaluate: EvaluateConfig, engine: EngineConfig) -> None:
+    """When a response may end."""
+    if generate.min_tokens > generate.max_tokens:
+        raise ValueError(
+            f"generate.min_tokens={generate.min_tokens} exceeds generate.max_tokens={generate.max_tokens}:"
+            " lower it, or allow longer responses"
+        )
+    for name, stop in (("generate.stop", generate.stop), ("evaluate.stop", evaluate.stop)):
+        if not all(stop):
+            raise ValueError(f"{name}={list(stop)}: an empty text would end every response at once; leave it out")
+        if stop and engine.kind == "scripted":
+            raise ValueError(f"{name}={list(stop)}: the tokens of engine.kind=scripted are no text; leave it empty")
+
+
+def engines(stage: str, num: int | tuple[int, int]) -> None:
+    """Raises: ValueError if these are no numbers of engines."""
+    fewest, most = (num, num) if isinstance(num, int) else num
+    if not 1 <= fewest <= most:
+        raise ValueError(
+            f"{stage}.num_engines={num}: give a number from 1, or the fewest and the most, for example"
+            f" {stage}.num_engines=1,4"
+        )

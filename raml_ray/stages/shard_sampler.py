@@ -1,0 +1,236 @@
+"""The engine actor that Ray Data maps over shards: many shards at once in one engine, each committed by one rename."""
+
+import contextlib
+import faulthandler
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.actor import ActorHandle
+
+from raml_ray import records
+from raml_ray.config import fingerprint
+from raml_ray.records import Question, Rejected, Trajectory
+from raml_ray.settings import EngineConfig, PromptConfig
+from raml_ray.stages import mapping
+from raml_ray.stages.ledger import ANSWERS_S, Care, Order
+from raml_ray.stages.shards import QUESTIONS, TRAJECTORIES, sample_key, shard_name
+from raml_ray.storage import Folder
+from raml_ray.text import prompts
+from raml_ray.workers import policy as policies
+from raml_ray.workers.engine import Engine
+from raml_ray.workers.engine_loop import EngineFailure, EngineLoop
+from raml_ray.workers.responses import Response, respond
+from raml_ray.workers.sampling import Failure, Request
+from raml_ray.workers.scripted_engine import ScriptedEngine
+
+BEAT_S = 5.0
+"""Between two words of an engine to the ledger."""
+
+
+def engine_class(settings: EngineConfig) -> type[Engine] | type[ScriptedEngine]:
+    return Engine if settings.kind == "vllm" else ScriptedEngine
+
+
+class Gate:
+    """Many threads at once, or one alone. Who wants to be alone is let in before those who come after."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = self._wanting = 0
+        self._taken = False
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken and not self._wanting)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._wanting += 1
+            self._changed.wait_for(lambda: not self._taken and not self._inside)
+            self._wanting -= 1
+            self._taken = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken = False
+                self._changed.notify_all()
+
+
+class ShardSampler:
+    """An engine that makes whole shards, several at once: the class that Ray Data maps over shard numbers."""
+
+    def __init__(self, job: dict[str, Any], ledger: ActorHandle) -> None:
+        """Raises: RuntimeError if the step is to end, or the policy cannot be served with these settings."""
+        self._job, self._ledger, self._name = job, ledger, uuid.uuid4().hex
+        here = ray.get_runtime_context()
+        if stop := self._tell("starting", here.get_actor_id(), here.get_node_id()):
+            raise RuntimeError(stop)
+        self._folder = Folder(job["folder"])
+        self._prompt = PromptConfig.model_validate(job["prompt"])
+        self._settings = EngineConfig.model_validate(job["engine"])
+        self._sampling, self._budget = job["sampling"], job["budget"]
+        self._questions = self._folder.read_table(QUESTIONS)
+        self._tokenizer = policies.load_tokenizer(job["policy_path"])
+        self._policy_id = policies.policy_id(job["policy_path"], job["policy_name"])
+        self._how = self._fingerprint()
+        self._gate = Gate()
+        self._loop = EngineLoop(self._engine(), stall_timeout_s=self._settings.stall_timeout_s, on_failure=self._end)
+        self._tell("started")
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def _engine(self) -> Engine | ScriptedEngine:
+        try:
+            return engine_class(self._settings)(
+                self._job["policy_path"],
+                self._settings,
+                seed=self._job["seed"],
+                needs_text=bool(self._sampling.stop),
+            )
+        except ValueError as error:  # another attempt would end alike
+            self._ledger.stop.remote(f"the engine cannot serve this policy with these settings: {error}")
+            raise
+        except Exception as error:
+            self._end(f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}")
+
+    def _tell(self, what: str, *arguments: object) -> Any:
+        """Waits for the ledger's answer: what it does not know it cannot blame."""
+        return ray.get(getattr(self._ledger, what).remote(self._name, *arguments), timeout=ANSWERS_S)
+
+    def _end(self, reason: str) -> NoReturn:
+        """The engine has failed: a process that holds it is of no more use, and Ray starts another."""
+        with contextlib.suppress(Exception):
+            self._tell("failed", reason)
+        os._exit(1)
+
+    def _beat(self) -> None:
+        """Says that the engine is alive, and ends a process that is too stuck to run a single thread."""
+        while True:
+            faulthandler.dump_traceback_later(self._settings.stall_timeout_s + 2 * BEAT_S, exit=True)
+            self._ledger.works.remote(self._name)
+            time.sleep(BEAT_S)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        reports = [self._make(int(shard)) for shard in batch["shard"]]
+        return {name: [report[name] for report in reports] for name in reports[0]}
+
+    def _make(self, shard: int) -> dict[str, int]:
+        folder, name = self._folder / TRAJECTORIES, shard_name(shard)
+        size = self._job["shard_questions"]
+        questions = records.questions(self._questions.slice(shard * size, size))
+        report = {"shard": shard, "rows": len(questions) * self._job["num_samples"], "tokens": 0}
+        if folder.exists(name):  # what was lost is Ray's note of it
+            return report
+        order = ray.get(self._ledger.order.remote(shard), timeout=ANSWERS_S)
+        try:
+            with self._gate.together() if order.care is Care.TOGETHER else self._gate.alone():
+                self._tell("entered", shard, order.care)
+                rows, rejected = self._rows(shard, questions, order)
+        except EngineFailure as error:
+            self._end(str(error))
+        mapping.write_rejected(self._folder, name, rejected)
+        # Last: the trajectories' file is what says that the shard is made.
+        folder.write_table(name, rows)
+        self._tell("done", shard)
+        return report | {"tokens": pc.sum(pc.list_value_length(rows["token_ids"])).as_py() or 0}
+
+    def _rows(self, shard: int, questions: Sequence[Question], order: Order) -> tuple[pa.Table, list[Rejected]]:
+        """Every sample of these questions, as a trajectory or set aside."""
+        plan: list[tuple[Trajectory, Request]] = []
+        rejected: list[Rejected] = []
+        stage = self._job["stage"]
+        for question in questions:
+            ids = prompts.prompt_token_ids(self._tokenizer, question.problem, self._prompt)
+            special = prompts.special_token_in(self._tokenizer, question.problem)
+            for index in range(self._job["num_samples"]):
+                key = sample_key(question.question_id, index)
+                if special:
+                    rejected.append(records.rejected(key, stage, f"special_token:{special}", question))
+                elif died := order.against(question.question_id, key):
+                    rejected.append(records.rejected(key, stage, f"engine_died:{died}", question))
+                else:
+                    row = self._unanswered(question, index, ids)
+                    plan.append((row, Request(ids, row.seed)))
+        if order.care is Care.ROW_BY_ROW:
+            tables = [self._row_alone(shard, row, request, order, rejected) for row, request in plan]
+        else:
+            answers = respond(self._loop, [request for _, request in plan], self._sampling, self._budget)
+            tables = [self._answered([row for row, _ in plan], answers, rejected)]
+        return pa.concat_tables([records.TRAJECTORY.empty_table(), *tables]), rejected
+
+    def _row_alone(
+        self, shard: int, row: Trajectory, request: Request, order: Order, rejected: list[Rejected]
+    ) -> pa.Table:
+        """One row with no other in the engine, or as it came out of an engine that died of a later one."""
+        key = sample_key(row.question_id, row.sample_index)
+        if key in order.kept:
+            return order.kept[key]
+        self._tell("alone", shard, key)
+        table = self._answered([row], respond(self._loop, [request], self._sampling, self._budget), rejected)
+        self._tell("keep", shard, key, table if table.num_rows else None)
+        return table
+
+    def _fingerprint(self) -> str:
+        """Of what decides a trajectory besides its question and its policy."""
+        values = {
+            "prompt": self._prompt,
+            "sampling": self._sampling.to_json(),
+            "max_len": self._settings.max_model_len,
+            "seed": self._job["seed"],
+        }
+        return fingerprint(values | ({"budget": self._budget.to_json()} if self._budget else {}))
+
+    def _unanswered(self, question: Question, index: int, prompt_ids: list[int]) -> Trajectory:
+        identity = records.trajectory_id(question.question_id, self._policy_id, self._how, index)
+        return Trajectory(
+            trajectory_id=identity,
+            question_id=question.question_id,
+            sample_index=index,
+            text="",
+            finish_reason="",
+            policy_id=self._policy_id,
+            sampling=self._sampling.to_json(),
+            seed=records.seed_of(self._job["seed"], identity),
+            prompt_token_ids=prompt_ids,
+        )
+
+    def _answered(
+        self, rows: Sequence[Trajectory], answers: Sequence[Response | Failure], rejected: list[Rejected]
+    ) -> pa.Table:
+        """The rows with their answers; what has none is added to `rejected`."""
+        answered = []
+        for row, answer in zip(rows, answers, strict=True):
+            if isinstance(answer, Failure):
+                key = sample_key(row.question_id, row.sample_index)
+                rejected.append(records.rejected(key, self._job["stage"], answer.reason, row))
+                continue
+            spans = [{"start": start, "end": end} for start, end in answer.forced]
+            answered.append(
+                asdict(row)
+                | {
+                    "text": prompts.response_text(self._tokenizer, answer.token_ids, self._prompt),
+                    "finish_reason": answer.finish_reason,
+                    "token_ids": answer.token_ids,
+                    "logprobs": answer.logprobs,
+                    "weight_versions": [{"version": answer.version, "start": 0, "end": len(answer.token_ids)}],
+                    "forced": spans or None,
+                }
+            )
+        return records.table(answered, records.TRAJECTORY)

@@ -1,0 +1,65 @@
+"""How much texts differ, at a bounded cost, and which few of them differ most."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+SKETCH_SIZE = 128
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def sketch(text: str) -> np.ndarray:
+    """The SKETCH_SIZE smallest hashes (uint64, ascending) of the text's distinct bigrams: 1 KiB, however long it is.
+
+    A bigram is two words, numbers or signs that follow each other; the first one follows the text's beginning.
+
+    Source: Broder 1997, bottom-k sketches.
+    """
+    words = _WORD.findall(text)
+    hashes = {word: _hash(word) for word in set(words)}
+    first, second = (np.array([hashes.get(word, 0) for word in part], np.uint64) for part in (["", *words[:-1]], words))
+    bigrams = _mixed(first * np.uint64(0x9E3779B97F4A7C15) + second) if words else np.array([], np.uint64)
+    return np.unique(bigrams)[:SKETCH_SIZE]
+
+
+def _hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Bits of every value spread over the whole word (splitmix64)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray(values ^ (values >> np.uint64(31)))
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Jaccard distance of two texts' bigrams, in [0, 1], from their sketches.
+
+    Exact where both together have at most SKETCH_SIZE bigrams, else estimated (standard error at most 0.044).
+    """
+    union = np.union1d(one, other)[:SKETCH_SIZE]
+    if not len(union):
+        return 0.0
+    shared = np.intersect1d(one, other, assume_unique=True)
+    return 1 - int((shared <= union[-1]).sum()) / len(union)
+
+
+def farthest(sketches: Sequence[np.ndarray], count: int) -> list[int]:
+    """`count` of the texts (or all), in the order of their choice: the first, then ever the one whose nearest chosen
+    one is farthest away; among equals the earliest. Fewer are the beginning of more.
+
+    Source: Gonzalez 1985, greedy k-center.
+    """
+    chosen = [0] if sketches and count else []
+    nearest = [distance(sketches[0], other) for other in sketches] if chosen else []
+    while len(chosen) < min(count, len(sketches)):
+        for index in chosen:
+            nearest[index] = -1.0
+        chosen.append(int(np.argmax(nearest)))
+        nearest = [
+            min(known, distance(sketches[chosen[-1]], other)) for known, other in zip(nearest, sketches, strict=True)
+        ]
+    return chosen

@@ -1,0 +1,110 @@
+"""Attention over sequences packed into one row: each sequence attends to itself, causally, and nothing is computed for
+pairs of tokens that do not see each other.
+
+A dense block mask would cost the square of the whole row. Here the row is cut where its sequences begin, and runs of
+sequences of one length, which lie side by side when the longest come first, are one call of torch's kernel.
+"""
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_flash_attn_2_available
+
+PACKED = "raml_packed"
+"""The name of `packed` among transformers' attention functions."""
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+UNKNOWN = ("softcap", "s_aux", "position_bias")
+"""What some architectures add to attention scores, and `packed` does not."""
+
+
+def use_packed(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Make the model take packed rows (and padded ones as before): by flash-attn where it is installed and can compute
+    (CUDA, half precision), else by `packed`.
+
+    Raises: ValueError if the model's layers mix tokens in ways that packed sequences cannot be kept apart in.
+    """
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - LAYER_TYPES
+    if model._is_stateful or not model._supports_attention_backend or kinds:
+        raise ValueError(
+            f"{model.config.model_type} policies ({', '.join(sorted(kinds)) or type(model).__name__}) do not keep packed"
+            " sequences apart: set train.packing=false"
+        )
+    is_flash = (
+        device.type == "cuda" and dtype.itemsize == 2 and model._supports_flash_attn and is_flash_attn_2_available()
+    )
+    model.set_attn_implementation("flash_attention_2" if is_flash else PACKED)
+
+
+def packed(
+    module: nn.Module,
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed_lengths: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention's output, (B, T, H, D): with a mask torch's own; without one causal within each of the sequences, whose
+    lengths add up to B * T.
+
+    Raises: ValueError if there is neither mask nor lengths, or the architecture adds something to the scores.
+    """
+    if added := [name for name in UNKNOWN if kwargs.get(name) is not None]:
+        raise ValueError(f"{type(module).__name__} needs {', '.join(added)}: set train.packing=false")
+    if attention_mask is not None:
+        padded_BTHD: Tensor = sdpa_attention_forward(
+            module, query_BHTD, key_BHTD, value_BHTD, attention_mask, **kwargs
+        )[0]
+        return padded_BTHD, None
+    if packed_lengths is None:
+        raise ValueError(
+            f"{type(module).__name__} was given neither an attention mask nor the lengths of packed sequences: if its"
+            " model does not hand them down, set train.packing=false"
+        )
+    # Not every architecture hands down the window that its mask would have.
+    sliding_window = kwargs.pop("sliding_window", getattr(module, "sliding_window", None))
+    runs = [(length, len(list(same))) for length, same in groupby(packed_lengths)]
+    sizes = [length * count for length, count in runs]
+    # `split`, not slices: the backward pass of n slices fills n whole rows with zeros.
+    parts = zip(runs, *(_tokens_first(t).split(sizes) for t in (query_BHTD, key_BHTD, value_BHTD)), strict=True)
+    outputs = []
+    for (length, count), *row in parts:
+        query_SHTD, key_SHTD, value_SHTD = (t.view(count, length, *t.shape[1:]).transpose(1, 2) for t in row)
+        window_TT = _window(length, sliding_window, query_SHTD.device)
+        output_STHD, _ = sdpa_attention_forward(module, query_SHTD, key_SHTD, value_SHTD, window_TT, **kwargs)
+        outputs.append(output_STHD.flatten(0, 1))
+    batch_size, _, num_tokens, _ = query_BHTD.shape
+    return torch.cat(outputs).unflatten(0, (batch_size, num_tokens)), None
+
+
+def _tokens_first(states_BHTD: Tensor) -> Tensor:
+    """(B * T, H, D); a view where B is 1, or memory is ordered so."""
+    return states_BHTD.transpose(1, 2).flatten(0, 1)
+
+
+def _window(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
+    """The mask of a causal sliding window, (T, T); None where it leaves nothing out."""
+    if sliding_window is None or length <= sliding_window:
+        return None
+    every_TT = torch.ones(length, length, dtype=torch.bool, device=device)
+    return every_TT.tril().triu(1 - sliding_window)
+
+
+def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """The mask that transformers builds for `packed`: none for packed rows, and for padded ones never none."""
+    if attention_mask is None:
+        return None
+    kwargs["allow_is_causal_skip"] = False
+    mask_B1TT: Tensor = sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return mask_B1TT
+
+
+ALL_ATTENTION_FUNCTIONS.register(PACKED, packed)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED, _mask)

@@ -1,0 +1,158 @@
+"""One engine that many threads ask at once."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import torch
+
+from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine
+
+LOOKS_PER_STALL = 10
+"""How often within stall_timeout_s the watchdog looks: a stall is told at most so much of it too late."""
+
+
+class EngineFailure(RuntimeError):
+    """The engine has failed, or its loop was closed; every request that had no answer then has this one."""
+
+
+class Asked(NamedTuple):
+    """A request on its way to the engine."""
+
+    request: Request
+    sampling: Sampling
+    answer: Future[Completion | Failure]
+
+
+class EngineLoop:
+    """One engine that many threads ask at once.
+
+    A thread of its own steps the engine while there is work, so that finished requests leave and new ones enter
+    without draining; between steps the engine is nobody else's. A second thread watches that steps come to an end.
+    """
+
+    def __init__(self, engine: SteppedEngine, *, stall_timeout_s: float, on_failure: Callable[[str], None]) -> None:
+        """Starts both threads; the engine stays the caller's to close.
+
+        `on_failure` is called once, before any request is told: with the type and first line of what the engine
+        raised, or when there is work and no step has finished for stall_timeout_s seconds.
+        """
+        self._engine, self._stall_timeout_s, self._on_failure = engine, stall_timeout_s, on_failure
+        self._changed = threading.Condition()  # guards everything below
+        self._arrived: list[Asked] = []
+        self._inside: dict[int, Future[Completion | Failure]] = {}
+        self._next_number = 0
+        self._busy_since: float | None = None
+        """When the last step finished, or work came to an idle engine; None while it is idle."""
+        self._ended: str | None = None
+        """Why the loop takes no more requests."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(torch.get_num_threads(),), name="engine loop", daemon=True
+        )
+        self._watchdog = threading.Thread(target=self._watch, name="engine watchdog", daemon=True)
+        self._thread.start()
+        self._watchdog.start()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all finished responses since the engine's start."""
+        return self._engine.num_tokens
+
+    def submit(self, request: Request, sampling: Sampling) -> Future[Completion | Failure]:
+        """Asks, from any thread. The future's exception is EngineFailure once the engine has failed."""
+        answer: Future[Completion | Failure] = Future()
+        with self._changed:
+            if self._ended is None:
+                self._arrived.append(Asked(request, sampling, answer))
+                self._changed.notify()
+                return answer
+            reason = self._ended
+        answer.set_exception(EngineFailure(reason))
+        return answer
+
+    def close(self) -> None:
+        """Ends both threads. Waits for the step that is under way, but no longer than stall_timeout_s seconds."""
+        reason = "the engine's loop was closed"
+        if self._ends(reason):
+            self._tell(reason)
+        self._thread.join(self._stall_timeout_s)
+        self._watchdog.join(self._stall_timeout_s)
+
+    def _run(self, num_threads: int) -> None:
+        # The number of OpenMP threads is each thread's own: vLLM's kernels would otherwise take all cores in this one.
+        torch.set_num_threads(num_threads)
+        try:
+            while self._takes_in_what_arrived():
+                finished = self._engine.step()
+                with self._changed:
+                    self._busy_since = time.monotonic()
+                    answers = [(self._inside.pop(number, None), completion) for number, completion in finished]
+                for answer, completion in answers:
+                    if answer is not None:  # None: told of a failure before
+                        answer.set_result(completion)
+        except Exception as error:
+            first_line = str(error).strip().partition("\n")[0]
+            self._fail(f"{type(error).__name__}: {first_line}")
+
+    def _takes_in_what_arrived(self) -> bool:
+        """Waits for work, and hands what is new to the engine; False once the loop has ended."""
+        with self._changed:
+            while self._ended is None and not self._arrived and not self._inside:
+                self._busy_since = None
+                self._changed.wait()
+            if self._ended is not None:
+                return False
+            if self._busy_since is None:
+                self._busy_since = time.monotonic()
+            arrived, self._arrived = self._arrived, []
+            numbered = {}
+            for asked in arrived:
+                if asked.answer.set_running_or_notify_cancel():
+                    numbered[self._next_number] = asked
+                    self._inside[self._next_number] = asked.answer
+                    self._next_number += 1
+        for number, asked in numbered.items():
+            refused = self._engine.add(number, asked.request, asked.sampling)
+            if refused is not None:
+                with self._changed:
+                    answer = self._inside.pop(number, None)
+                if answer is not None:
+                    answer.set_result(refused)
+        return True
+
+    def _watch(self) -> None:
+        timeout = self._stall_timeout_s
+        while not self._over.wait(timeout / LOOKS_PER_STALL):
+            busy_since = self._busy_since
+            if busy_since is not None and time.monotonic() - busy_since >= timeout:
+                self._fail(f"no step of the engine has finished for engine.stall_timeout_s={timeout:g} s of work")
+                return
+
+    def _fail(self, reason: str) -> None:
+        if self._ends(reason):
+            try:
+                self._on_failure(reason)
+            finally:
+                self._tell(reason)
+
+    def _ends(self, reason: str) -> bool:
+        """Whether this reason is the one that ends the loop: the first."""
+        with self._changed:
+            if self._ended is None:
+                self._ended = reason
+                return True
+            return False
+
+    def _tell(self, reason: str) -> None:
+        """Everyone who still waits is told, and both threads end."""
+        with self._changed:
+            left = [asked.answer for asked in self._arrived if asked.answer.set_running_or_notify_cancel()]
+            left += self._inside.values()
+            self._arrived, self._inside = [], {}
+            self._changed.notify()
+        self._over.set()
+        for answer in left:
+            answer.set_exception(EngineFailure(reason))

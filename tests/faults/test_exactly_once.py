@@ -1,0 +1,197 @@
+"""Engines, nodes and drivers are killed at random moments: every trajectory is there once, and is the one it would be."""
+
+import json
+import random
+import socket
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from raml_ray.config import Step
+from raml_ray.miniature import tokenizer as miniature
+from raml_ray.stages.context import Context
+from tests.faults.driving import Driver, engines, num_shards, rows
+from tests.stages import contexts
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(480)]
+
+STEP = Step(name="generate", stage="generate")
+SEED = 2026
+PROGRESS_S = 150.0
+"""Within this a step that lost an engine, a node or its driver has to get on."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def nodes() -> Iterator[Cluster]:
+    """A head that runs no engines and two nodes that do, as one machine's processes."""
+    # A dead node is noticed after five seconds; one that is merely slow may take its time.
+    health = {"health_check_initial_delay_ms": 5000, "health_check_period_ms": 1000, "health_check_timeout_ms": 30_000}
+    with tempfile.TemporaryDirectory(prefix="raml", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "gcs_server_port": free_port(),
+                "include_dashboard": False,
+                "temp_dir": folder,
+                "object_store_memory": 80 * 2**20,
+                "_system_config": health,
+            },
+        )
+        for _ in range(2):
+            add_node(cluster)
+        yield cluster
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+
+
+def waited_for_shards(driver: Driver, context: Context, count: int) -> None:
+    deadline = time.monotonic() + PROGRESS_S
+    while num_shards(context) < count:
+        assert driver.runs, "the driver has ended before its work was done"
+        assert time.monotonic() < deadline, f"{num_shards(context)} shards, and none more for {PROGRESS_S:g} s"
+        time.sleep(0.05)
+
+
+def made(driver: Driver, timeout: float) -> dict[str, Any]:
+    """The figures of a step that nothing befalls."""
+    try:
+        return driver.figures(timeout)
+    finally:
+        driver.end()
+
+
+def raylets(cluster: Cluster) -> list[int]:
+    return [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]
+
+
+def kill(kind: str, chance: random.Random, cluster: Cluster, driver: Driver) -> None:
+    """One engine's process, one whole node (another takes its place), or the driver (its command is given again)."""
+    if kind == "engine":
+        while not (found := engines(*raylets(cluster))):
+            assert driver.runs
+            time.sleep(0.1)
+        chance.choice(sorted(found, key=lambda process: process.pid)).kill()
+    elif kind == "node":
+        victims = sorted(cluster.worker_nodes, key=lambda node: node.node_id)
+        cluster.remove_node(chance.choice(victims), allow_graceful=False)
+        add_node(cluster)
+    else:
+        driver.kill_and_restart()
+
+
+def test_kills_of_engines_nodes_and_drivers_lose_and_double_nothing(nodes: Cluster, tmp_path: Path) -> None:
+    settings = {
+        "data__path": "miniature:train",
+        "data__limit": 60,
+        "generate__shard_questions": 1,
+        "generate__num_samples": 4,
+        "generate__num_engines": 2,
+        "engine__max_num_seqs": 8,
+    }
+    # In one folder each: a step has its policy beside its run.
+    clean = contexts.context(tmp_path / "clean" / "run", STEP, **settings)
+    disturbed = contexts.context(tmp_path / "disturbed" / "run", STEP, **settings)
+    for context, seconds in ((clean, 0.0), (disturbed, 0.06)):
+        script = {"seconds_per_step": seconds, "tokens": [4, 16]}
+        (Path(context.policy_path) / "scripted.json").write_text(json.dumps(script))
+    assert made(Driver(clean, nodes.address), timeout=180)["rows_out"] == 240
+
+    chance, killed = random.Random(SEED), Counter[str]()
+    kinds = ["engine", "node", "driver"] * 2
+    chance.shuffle(kinds)
+    began = time.monotonic()
+    driver = Driver(disturbed, nodes.address)
+    try:
+        for kind in kinds:
+            waited_for_shards(driver, disturbed, num_shards(disturbed) + chance.randint(2, 8))
+            time.sleep(chance.random())
+            kill(kind, chance, nodes, driver)
+            killed[kind] += 1
+        figures = driver.figures(timeout=300)
+    finally:
+        driver.end()
+    print(f"\nseed {SEED}: killed {dict(killed)} in {time.monotonic() - began:.0f} s; {figures}")
+    assert set(killed) == {"engine", "node", "driver"}
+    assert (figures["rows_in"], figures["rows_out"], figures["rejected"]) == (240, 240, 0)
+    assert rows(disturbed).equals(rows(clean))
+
+
+def vllm_policy(folder: Path) -> str:
+    """A random policy that knows the miniature's tokens, with heads of a size that vLLM computes on CPU."""
+    tokenizer = miniature.build()
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.vllm
+def test_vllm_engines_and_their_driver_are_killed_and_the_trajectories_stay_the_same(tmp_path: Path) -> None:
+    settings = {
+        "policy__path": vllm_policy(tmp_path / "vllm_policy"),
+        "engine__kind": "vllm",
+        "engine__max_model_len": 250,
+        "engine__max_num_seqs": 4,
+        "engine__kv_cache_gib": 0.05,
+        "data__path": "miniature:train",
+        "data__limit": 16,
+        "generate__shard_questions": 1,
+        "generate__num_samples": 4,
+        "generate__max_tokens": 200,
+    }
+    clean = contexts.context(tmp_path / "run", STEP, **settings)
+    disturbed = contexts.context(tmp_path / "disturbed", STEP, **settings)
+    assert made(Driver(clean, "local"), timeout=200)["rows_out"] == 64
+
+    chance, killed = random.Random(SEED), Counter[str]()
+    driver = Driver(disturbed, "local")
+    try:
+        for kind in ("engine", "driver"):
+            waited_for_shards(driver, disturbed, num_shards(disturbed) + chance.randint(1, 3))
+            if kind == "engine":
+                for process in engines(driver.pid):
+                    process.kill()
+                    killed[kind] += 1
+            else:
+                driver.kill_and_restart()
+                killed[kind] += 1
+        figures = driver.figures(timeout=200)
+    finally:
+        driver.end()
+    print(f"\nseed {SEED}: killed {dict(killed)}; {figures}")
+    assert set(killed) == {"engine", "driver"}
+    assert (figures["rows_in"], figures["rows_out"], figures["rejected"]) == (64, 64, 0)
+    ours, theirs = rows(disturbed), rows(clean)
+    assert ours.drop_columns(["logprobs"]).equals(theirs.drop_columns(["logprobs"]))
+    # In other company the same sums are added up in another order.
+    logprobs = [np.concatenate(table["logprobs"].to_pylist()) for table in (ours, theirs)]
+    np.testing.assert_allclose(logprobs[0], logprobs[1], atol=1e-4)

@@ -1,0 +1,238 @@
+"""One engine asked by many threads at once: nobody's answer depends on the others, and a failure reaches everyone."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from raml_ray.settings import EngineConfig
+from raml_ray.workers.engine import Engine
+from raml_ray.workers.engine_loop import EngineFailure, EngineLoop
+from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine
+from raml_ray.workers.scripted_engine import ScriptedEngine
+
+VOCAB_SIZE = 61
+SETTINGS = EngineConfig(max_model_len=64, max_num_seqs=8)
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=-1, max_tokens=12, stop_token_ids=(3,))
+DEADLINE_S = 60
+
+Reply = Completion | Failure
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> ScriptedEngine:
+    return ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., EngineLoop]]:
+    """Makes loops that are closed afterwards."""
+    loops: list[EngineLoop] = []
+
+    def make(engine: SteppedEngine, reasons: list[str], stall_timeout_s: float = DEADLINE_S) -> EngineLoop:
+        loops.append(EngineLoop(engine, stall_timeout_s=stall_timeout_s, on_failure=reasons.append))
+        return loops[-1]
+
+    yield make
+    for loop in loops:
+        loop.close()
+
+
+Opened = Callable[..., EngineLoop]
+
+
+def asked_by_threads(loop: EngineLoop, requests: list[Request], num_threads: int) -> list[Reply]:
+    """Every thread asks its share, each request after the answer to the one before: the engine is never empty."""
+    replies: dict[int, Reply] = {}
+
+    def ask(first: int) -> None:
+        for index in range(first, len(requests), num_threads):
+            replies[index] = loop.submit(requests[index], SAMPLING).result(DEADLINE_S)
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [replies[index] for index in range(len(requests))]
+
+
+def test_many_threads_get_the_answers_that_one_call_gets(scripted: ScriptedEngine, opened: Opened) -> None:
+    requests = [Request([index % 60, 9], seed=index) for index in range(200)]
+    requests[50] = Request([], seed=50)
+    expected = scripted.generate(requests, SAMPLING)
+    before = scripted.num_tokens
+    assert before == sum(len(reply.token_ids) for reply in expected if isinstance(reply, Completion))
+    reasons: list[str] = []
+    loop = opened(scripted, reasons)
+    assert asked_by_threads(loop, requests, num_threads=16) == expected
+    assert isinstance(expected[50], Failure)
+    assert loop.num_tokens == 2 * before
+    assert reasons == []
+
+
+def test_a_short_request_leaves_while_a_long_one_runs_and_another_takes_its_place(tmp_path: Path) -> None:
+    engine = ScriptedEngine(str(tmp_path), EngineConfig(max_num_seqs=2), seed=0, vocab_size=VOCAB_SIZE)
+    long, short = Sampling(1.0, 1.0, -1, max_tokens=9), Sampling(1.0, 1.0, -1, max_tokens=3)
+    assert engine.add(0, Request([1], 0), long) is None
+    for number in (1, 2, 3):
+        assert engine.add(number, Request([1], number), short) is None
+    assert engine.num_unfinished == 4
+    finished = {step: [number for number, _ in engine.step()] for step in range(1, 10)}
+    # Places for two: the short ones follow each other beside the long one, which ends in its ninth step.
+    assert {step: numbers for step, numbers in finished.items() if numbers} == {3: [1], 6: [2], 9: [0, 3]}
+    assert (engine.num_unfinished, engine.num_tokens) == (0, 18)
+
+
+def test_what_the_engine_raises_reaches_everyone_who_waits_and_everyone_who_comes_later(
+    scripted: ScriptedEngine, tmp_path: Path, opened: Opened
+) -> None:
+    (tmp_path / "poison-raise-60").touch()
+    reasons: list[str] = []
+    loop = opened(scripted, reasons)
+    assert isinstance(loop.submit(Request([1], 1), SAMPLING).result(DEADLINE_S), Completion)
+    futures = [loop.submit(Request([60 if index == 5 else 1], index), SAMPLING) for index in range(40)]
+    assert not wait(futures, DEADLINE_S).not_done
+    failures = [future.exception() for future in futures if future.exception() is not None]
+    assert failures and all(isinstance(failure, EngineFailure) for failure in failures)
+    assert futures[5].exception() in failures
+    assert reasons == ["RuntimeError: a scripted engine came by poison-raise-60"]
+    with pytest.raises(EngineFailure, match="came by poison-raise-60"):
+        loop.submit(Request([1], 1), SAMPLING).result(DEADLINE_S)
+    assert len(reasons) == 1
+
+
+class Hanging(ScriptedEngine):
+    """Its second step ends when it is let go."""
+
+    def __init__(self, policy_path: str) -> None:
+        super().__init__(policy_path, SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
+        self.steps, self.let_go = 0, threading.Event()
+
+    def step(self) -> list[tuple[int, Completion]]:
+        self.steps += 1
+        if self.steps == 2:
+            self.let_go.wait(DEADLINE_S)
+        return super().step()
+
+
+def test_a_step_that_does_not_end_fails_the_engine_and_an_idle_engine_never_stalls(
+    tmp_path: Path, opened: Opened
+) -> None:
+    engine, reasons = Hanging(str(tmp_path)), list[str]()
+    loop = opened(engine, reasons, stall_timeout_s=0.2)
+    time.sleep(0.5)
+    assert reasons == []  # nothing to do is no stall
+    began = time.monotonic()
+    waiting = loop.submit(Request([1], 1), Sampling(1.0, 1.0, -1, max_tokens=12))
+    with pytest.raises(EngineFailure, match=r"engine\.stall_timeout_s=0\.2"):
+        waiting.result(DEADLINE_S)
+    assert 0.2 <= time.monotonic() - began < DEADLINE_S / 2
+    assert len(reasons) == 1
+    engine.let_go.set()  # too late: what the step then answers is nobody's
+
+
+def test_after_closing_nobody_waits_and_the_engine_is_free(tmp_path: Path) -> None:
+    (tmp_path / "scripted.json").write_text('{"seconds_per_step": 0.01, "tokens": [1000, 1000]}')
+    settings = EngineConfig(max_model_len=2000)
+    engine = ScriptedEngine(str(tmp_path), settings, seed=0, vocab_size=VOCAB_SIZE)
+    reasons: list[str] = []
+    loop = EngineLoop(engine, stall_timeout_s=DEADLINE_S, on_failure=reasons.append)
+    endless = Sampling(1.0, 1.0, -1, max_tokens=1500, stop_token_ids=(3,))
+    futures: list[Future[Reply]] = [loop.submit(Request([1], index), endless) for index in range(3)]
+    time.sleep(0.05)
+    loop.close()
+    for future in [*futures, loop.submit(Request([1], 9), endless)]:
+        with pytest.raises(EngineFailure, match="closed"):
+            future.result(0)
+    assert reasons == []
+    assert loop.num_tokens == 0
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+    )
+    path = tmp_path_factory.mktemp("policy")
+    LlamaForCausalLM(config).save_pretrained(path)
+    started = Engine(str(path), EngineConfig(max_model_len=560, kv_cache_gib=0.05, max_num_seqs=32), seed=0)
+    yield started
+    started.close()
+
+
+def long_requests(num: int) -> list[Request]:
+    tokens = random.Random(4)
+    return [Request(tokens.choices(range(VOCAB_SIZE), k=500), seed=index) for index in range(num)]
+
+
+@pytest.mark.vllm
+def test_more_long_seeded_prompts_than_fit_into_a_step_are_all_answered(engine: Engine) -> None:
+    requests = long_requests(24)
+    budget = engine._vllm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    assert sum(len(request.prompt_token_ids) for request in requests) > 2 * budget
+    replies = engine.generate(requests, SAMPLING)
+    assert all(isinstance(reply, Completion) for reply in replies)
+    # What the prompts were read with changes nothing: alone they get the same.
+    for index in (0, 11, 23):
+        assert tokens_of(engine.generate([requests[index]], SAMPLING)) == tokens_of([replies[index]])
+
+
+def tokens_of(replies: list[Reply]) -> list[list[int]]:
+    assert all(isinstance(reply, Completion) for reply in replies), replies
+    return [reply.token_ids for reply in replies if isinstance(reply, Completion)]
+
+
+@pytest.mark.vllm
+def test_a_request_that_enters_a_busy_engine_gets_what_it_gets_alone(engine: Engine, opened: Opened) -> None:
+    others = [Request([index % 7, 5, 8], seed=1000 + index) for index in range(60)]
+    mine = [Request([index % 3, 2], seed=index) for index in range(12)] + long_requests(4)
+    alone = [engine.generate([request], SAMPLING)[0] for request in mine]
+    reasons: list[str] = []
+    loop = opened(engine, reasons)
+    busy = [loop.submit(request, Sampling(1.0, 1.0, -1, max_tokens=100)) for request in others]
+    entered = asked_by_threads(loop, mine, num_threads=4)
+    # Responses of 100 tokens cannot all have ended: half of them have to wait for a place first.
+    assert not all(future.done() for future in busy)
+    assert tokens_of(entered) == tokens_of(alone)
+    for found, expected in zip(entered, alone, strict=True):
+        assert isinstance(found, Completion) and isinstance(expected, Completion)
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+        assert found.finish_reason == expected.finish_reason
+    assert not wait(busy, DEADLINE_S).not_done
+    assert reasons == []
+    loop.close()
+
+
+@pytest.mark.vllm
+def test_an_engine_with_work_is_not_disturbed(engine: Engine) -> None:
+    assert engine.add(7, Request([1, 2], 0), SAMPLING) is None
+    with pytest.raises(RuntimeError, match="1 unfinished requests"):
+        engine.token_logprobs([[1, 2, 3]])
+    with pytest.raises(RuntimeError, match="1 unfinished requests"):
+        engine.generate([Request([1], 0)], SAMPLING)
+    numbers = []
+    while engine.num_unfinished:
+        numbers += [number for number, _ in engine.step()]
+    assert numbers == [7]
+
+
+@pytest.mark.vllm
+def test_stop_texts_need_an_engine_that_reads_along(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="needs_text=True"):
+        engine.add(0, Request([1, 2], 0), Sampling(1.0, 1.0, -1, 8, stop=(".",)))
+    assert engine.num_unfinished == 0
