@@ -12,17 +12,38 @@ from raml_ray.storage import Folder
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
+BEAT_S = 10.0
 STALE_S = 60.0
 """A driver on another host that has said nothing for so long counts as gone."""
 
 
 def write(folder: Folder, step: str, stage: str, unit: str, figures: Mapping[str, Any]) -> None:
     """Put the figures, and who says them when, into the step's progress.json. A folder that is full costs a warning."""
-    said_by = {"host": platform.node(), "pid": os.getpid(), "updated": round(time.time(), 3)}
+    process = {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
+    _put(folder, {"step": step, "stage": stage, "unit": unit, **figures, **process})
+
+
+def beat(folder: Folder) -> None:
+    """Say that the driver is still there, where nothing else has been said for BEAT_S seconds."""
+    told = read(folder)
+    if told and time.time() - float(told["updated"]) >= BEAT_S:
+        _put(folder, told)
+
+
+def _put(folder: Folder, told: Mapping[str, Any]) -> None:
     try:
-        folder.write_json(PROGRESS, {"step": step, "stage": stage, "unit": unit, **figures, **said_by})
+        folder.write_json(PROGRESS, {**told, "updated": round(time.time(), 3)})
     except OSError as error:
-        logger.warning("%s: progress.json cannot be written: %s", step, error)
+        logger.warning("%s: progress.json cannot be written: %s", told["step"], error)
+
+
+def _started(pid: int) -> str:
+    """When the process began, in the kernel's ticks: with the pid it names one process. Empty if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def read(folder: Folder) -> dict[str, Any]:
@@ -35,7 +56,7 @@ def is_alive(progress: Mapping[str, Any]) -> bool:
     if not progress:
         return False
     if progress["host"] == platform.node() and os.path.isdir("/proc/self"):
-        return os.path.exists(f"/proc/{progress['pid']}")
+        return bool(progress["started"]) and _started(int(progress["pid"])) == progress["started"]
     return time.time() - float(progress["updated"]) < STALE_S
 
 

@@ -11,6 +11,7 @@ from raml_ray import __main__, progress_file, status
 from raml_ray.config import Config, ConfigError, Step, dump
 from raml_ray.metrics_file import progress_table, read_metrics
 from raml_ray.stages import progress
+from raml_ray.stages.pipeline import context_of
 from raml_ray.stages.progress import Progress
 from raml_ray.storage import SUMMARY, Folder
 
@@ -27,7 +28,7 @@ def run(tmp_path: Path) -> Folder:
     told = {"done": 48, "total": 100, "rows_per_s": 4.0, "tokens_per_s": 250.4, "seconds_left": 13.0}
     progress_file.write(folder / "now", "now", "generate", "trajectories", told)
     progress_file.write(folder / "stopped", "stopped", "generate", "trajectories", {"done": 3, "total": 8})
-    gone = progress_file.read(folder / "stopped") | {"pid": 2**22 + 1}  # above what Linux gives out
+    gone = progress_file.read(folder / "stopped") | {"started": "1"}  # its pid is another process's now
     (folder / "stopped").write_json(progress_file.PROGRESS, gone)
     (folder / "broken").write_text("failure.txt", "Traceback\nRuntimeError: no engine came up\n")
     return folder
@@ -56,9 +57,25 @@ def test_the_command_takes_a_folder_or_a_preset_and_answers_as_a_table_or_as_jso
 
 
 def test_a_driver_on_another_host_is_alive_while_its_word_is_fresh() -> None:
-    told = {"host": "another", "pid": os.getpid(), "updated": time.time()}
+    told = {"host": "another", "pid": os.getpid(), "started": "", "updated": time.time()}
     assert progress_file.is_alive(told)
     assert not progress_file.is_alive(told | {"updated": time.time() - 2 * progress_file.STALE_S})
+
+
+def test_a_step_without_news_is_kept_fresh_and_what_it_said_last_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "REPORT_S", 0.01)
+    monkeypatch.setattr(progress_file, "BEAT_S", 0.0)
+    context = context_of(Config(steps=STEPS), STEPS[0], Folder(str(tmp_path)))
+    with progress.shown(context):
+        progress_file.write(context.folder, "done", "generate", "trajectories", {"done": 3, "total": 8})
+        first = progress_file.read(context.folder)["updated"]
+        deadline = time.monotonic() + 20
+        while progress_file.read(context.folder)["updated"] == first and time.monotonic() < deadline:
+            time.sleep(0.01)
+    told = progress_file.read(context.folder)
+    assert told["updated"] > first and (told["done"], told["total"]) == (3, 8)
 
 
 def test_rows_are_counted_with_those_of_earlier_attempts_and_told_in_both_files(

@@ -20,7 +20,15 @@ from raml_ray.tracking import Tracker
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-BEFORE_ANY_RESULT = {MANIFEST, "config.json", "rejected", "failure.txt", "mlflow.json", "progress.json"}
+BEFORE_ANY_RESULT = {
+    MANIFEST,
+    "config.json",
+    "rejected",
+    "failure.txt",
+    "mlflow.json",
+    "progress.json",
+    "questions.parquet",
+}
 """What a step's folder holds before the step has made anything that a resumed one could build on."""
 
 

@@ -132,14 +132,10 @@ def on_terminal() -> bool:
 
 @contextlib.contextmanager
 def shown(context: Context) -> Iterator[None]:
-    """For the block, progress.json and, if somebody watches, lines about the newest metrics of a training stage."""
+    """For the block, progress.json is kept fresh; of a training stage it, and a terminal, get the newest metrics."""
     progress_file.write(context.folder, context.step.name, context.step.stage, "", {})
-    metric = SHOWN.get(context.step.stage)
-    if metric is None:
-        yield
-        return
     ended = threading.Event()
-    thread = threading.Thread(target=_follow, args=(context, metric, ended), name="progress", daemon=True)
+    thread = threading.Thread(target=_follow, args=(context, ended), name="progress", daemon=True)
     thread.start()
     try:
         yield
@@ -148,18 +144,19 @@ def shown(context: Context) -> Iterator[None]:
         thread.join()
 
 
-def _follow(context: Context, metric: str, ended: threading.Event) -> None:
+def _follow(context: Context, ended: threading.Event) -> None:
+    metric = SHOWN.get(context.step.stage)
     tail, began = MetricsTail(context.folder), time.monotonic()
     first: tuple[int, float] | None = None
     while not ended.wait(REPORT_S):
-        rows = [row for row in tail.read() if metric in row]
-        if not rows:
+        rows = [row for row in tail.read() if metric in row] if metric else []
+        if not metric or not rows:
+            progress_file.beat(context.folder)
             continue
         tail.advance()
         step, now = int(rows[-1]["step"]), time.monotonic() - began
         first = first or (step, now)
-        rate = (step - first[0]) / max(now - first[1], 1e-9)
-        total = _total(context)
+        rate, total = (step - first[0]) / max(now - first[1], 1e-9), _total(context)
         figures = {
             "done": step,
             "total": total,
