@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+LOGITS_CHANGED_BY = ("logit_scale", "logits_scaling", "final_logit_softcapping", "attn_logit_softcapping")
+"""Settings of Cohere, Granite and Gemma 2 that change logits behind the output head, or inside attention."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,11 +43,13 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32, random_init: bo
 
     `random_init` takes the architecture and fresh weights (of torch's generator) instead.
 
-    Raises: ValueError if a folder has no config.json or no safetensors.
+    Raises: ValueError if a folder has no config.json or no safetensors, or the architecture changes its logits in a
+    way that `token_logprobs` would miss.
     """
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
     check_folder(path, weights=not random_init)
+    _check_logits(load_config(path))
     kwargs = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
     if random_init:
         model = AutoModelForCausalLM.from_config(load_config(path), **kwargs)
@@ -53,6 +57,17 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32, random_init: bo
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **kwargs)
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _check_logits(config: PretrainedConfig) -> None:
+    # token_logprobs takes the head's logits as they are, and torch's attention kernel those of attention.
+    values = config.to_dict()
+    changed = {name: values[name] for name in LOGITS_CHANGED_BY if values.get(name) not in (None, 1)}
+    if changed:
+        raise ValueError(
+            f"architecture {config.model_type!r} changes logits ({changed}), which learners and probes do not follow yet:"
+            " use a policy of another architecture (Qwen, Llama and Mistral change none)"
+        )
 
 
 def load_config(path: str) -> PretrainedConfig:

@@ -161,10 +161,11 @@ def wrap(model: PreTrainedModel, settings: TrainConfig) -> Sharded:
     device = torch.device("cuda", torch.cuda.current_device()) if settings.gpus_per_worker > 0 else torch.device("cpu")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     dtype = DTYPES[settings.dtype]
+    model.float()
     if settings.packing:
         attention.use_packed(model, device, dtype)
     precision = MixedPrecisionPolicy(param_dtype=None if dtype is torch.float32 else dtype, reduce_dtype=torch.float32)
-    module = TokenLogprobs(model.float())
+    module = TokenLogprobs(model)
     for unit in [*_layers(model), module]:
         fully_shard(unit, mesh=mesh, mp_policy=precision)
         assert isinstance(unit, FSDPModule)

@@ -8,12 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    DogeConfig,
+    DogeForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -41,12 +49,15 @@ GROUPED = {
     "attn_implementation": "sdpa",
 }
 """Four heads on two keys: grouped queries."""
+LAYER_TYPES = ["sliding_attention", "full_attention"]
 ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=5)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GROUPED, sliding_window=5, layer_types=LAYER_TYPES)),
 }
+EXPERTS = {"num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 1, "pad_token_id": 0}
 
 
 def model(name: str, *, packing: bool) -> PreTrainedModel:
@@ -168,7 +179,7 @@ def test_several_rows_without_padding_are_each_a_sequence() -> None:
 
 
 def test_no_pair_of_tokens_of_two_sequences_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[tuple[int, ...]] = []
+    of, shapes = model("llama", packing=True), list[tuple[int, ...]]()
     real = torch.nn.functional.scaled_dot_product_attention
 
     def counted(query: Tensor, *arguments: Any, **settings: Any) -> Tensor:
@@ -177,7 +188,7 @@ def test_no_pair_of_tokens_of_two_sequences_is_computed(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
     ids_BT, places_BT = torch.zeros(1, 10, dtype=torch.long), torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 1, 2]])
-    policy.token_logprobs(model("llama", packing=True), ids_BT, None, places_BT)
+    policy.token_logprobs(of, ids_BT, None, places_BT)
     # Two layers: four tokens, then both sequences of three at once.
     assert shapes == [(1, 4, 4, 8), (2, 4, 3, 8)] * 2
 
@@ -195,6 +206,81 @@ def test_what_cannot_be_kept_apart_is_refused() -> None:
     states = torch.zeros(1, 1, 2, 8)
     with pytest.raises(ValueError, match=r"Module needs softcap: set train\.packing=false"):
         attention.packed(torch.nn.Module(), states, states, states, None, packed_lengths=(2,), softcap=50.0)
+
+
+@pytest.mark.parametrize("window", [5, 4096])
+def test_a_window_of_any_size_that_mask_and_attention_do_not_share_is_refused(window: int) -> None:
+    phimoe = PhimoeForCausalLM(PhimoeConfig(**GROUPED, **EXPERTS, sliding_window=window))
+    with pytest.raises(ValueError, match=rf"window of None, and its mask has {window}: set train\.packing=false"):
+        attention.use_packed(phimoe, CPU, torch.float32)
+    olmoe = OlmoeForCausalLM(OlmoeConfig(**GROUPED, **EXPERTS, sliding_window=window))
+    with pytest.raises(ValueError, match=rf"window of {window}, and its mask has None: set train\.packing=false"):
+        attention.use_packed(olmoe, CPU, torch.float32)
+
+
+def test_an_architecture_with_a_mask_of_its_own_is_refused() -> None:
+    doge = DogeForCausalLM(DogeConfig(**GROUPED, pad_token_id=0))
+    with pytest.raises(ValueError, match=r"DogeAttention brings an attention mask of its own .* train\.packing=false"):
+        attention.use_packed(doge, CPU, torch.float32)
+
+
+class Shifted(torch.nn.Module):
+    """Mixes in the token before, outside attention."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        mixed_BTD: Tensor = self.inner(hidden_BTD + torch.nn.functional.pad(hidden_BTD, (0, 0, 1, 0))[:, :-1])
+        return mixed_BTD
+
+
+def test_layers_that_mix_tokens_outside_attention_are_refused_by_name() -> None:
+    of = model("qwen2", packing=False)
+    of.model.layers[1].mlp = Shifted(of.model.layers[1].mlp)
+    with pytest.raises(ValueError, match=r"qwen2 policies do not keep packed .* set train\.packing=false"):
+        attention.use_packed(of, CPU, torch.float32)
+
+
+def test_a_fault_is_seen_in_small_random_weights() -> None:
+    torch.manual_seed(0)
+    of = LlamaForCausalLM(LlamaConfig(**GROUPED | {"initializer_range": 0.02}))
+    attention.use_packed(of, CPU, torch.float32)
+    of.model.layers[0].mlp = Shifted(of.model.layers[0].mlp)
+    with pytest.raises(ValueError, match="llama policies do not keep packed sequences apart"):
+        attention.check(of)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rounding_alone_is_let_through(name: str, dtype: torch.dtype) -> None:
+    attention.use_packed(model(name, packing=False).to(dtype), CPU, dtype)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_check_leaves_no_trace(training: bool) -> None:
+    of = model("mistral", packing=False).train(training)
+    before, state = {name: p.clone() for name, p in of.named_parameters()}, torch.get_rng_state()
+    attention.use_packed(of, CPU, torch.float32)
+    assert all(module.training is training for module in of.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, parameter in of.named_parameters():
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name])
+
+
+def test_a_model_without_weights_is_checked_by_its_architecture() -> None:
+    state = torch.get_rng_state()
+    with torch.device("meta"):
+        made = model("mistral", packing=False)
+        doge = DogeForCausalLM(DogeConfig(**GROUPED, pad_token_id=0))
+    torch.set_rng_state(state)
+    attention.use_packed(made, CPU, torch.float32)
+    assert made.device.type == "meta"
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match="DogeAttention brings an attention mask of its own"):
+        attention.use_packed(doge, CPU, torch.float32)
 
 
 def sft_losses(packing: bool) -> list[float]:

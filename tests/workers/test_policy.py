@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.text.batches import Example, collate
@@ -180,3 +180,16 @@ def test_an_incomplete_policy_folder_is_refused_with_what_it_lacks(tmp_path: Pat
         policy.load_model(str(bare))
     with pytest.raises(ValueError, match="is no folder"):
         policy.load_model(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [("cohere", "logit_scale"), ("granite", "logits_scaling"), ("gemma2", "final_logit_softcapping")],
+)
+def test_an_architecture_that_changes_its_logits_afterwards_is_refused_by_name(
+    folder: Path, kind: str, setting: str
+) -> None:
+    config = AutoConfig.for_model(kind, **({"logits_scaling": 8.0} if kind == "granite" else {}))
+    config.save_pretrained(folder)
+    with pytest.raises(ValueError, match=rf"architecture '{kind}' changes logits .*{setting}"):
+        policy.load_model(str(folder), random_init=True)
