@@ -117,7 +117,11 @@ class Folder:
         return json.loads(self.read_text(name))
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.read_bytes(name)), columns=columns)
+        """The whole file, or some of its columns without reading the others."""
+        if columns is None:
+            return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+        with self.open(name) as file:
+            return pq.read_table(file, columns=list(columns))
 
     def read_tables(self, prefix: str, schema: pa.Schema) -> pa.Table:
         """All Parquet files inside whose names start so, one after the other; an empty table if there are none."""

@@ -3,6 +3,7 @@
 import uuid
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from raml_ray import records, storage
@@ -22,6 +23,14 @@ def test_what_is_written_is_read_back(folder: Folder) -> None:
     assert (folder / "deep" / "er").read_tables("t-", records.QUESTION).equals(table)
     assert folder.read_json("x.json") == {"a": "ä"}
     assert folder.names(suffix=".json") == ["x.json"]
+
+
+def test_some_columns_are_read_without_the_file_as_a_whole(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"a": [1, 2], "text": ["x", "y"], "ids": [[1], [2, 3]]})
+    folder.write_table("t.parquet", table)
+    assert folder.read_table("t.parquet").equals(table)
+    monkeypatch.delattr(Folder, "read_bytes")
+    assert folder.read_table("t.parquet", ["ids", "a"]).equals(table.select(["ids", "a"]))
 
 
 def test_a_missing_folder_holds_nothing(folder: Folder) -> None:

@@ -1,7 +1,8 @@
 """The files of a training set: trajectories encoded shard by shard, then dealt out to the shards of the shuffled set.
 
-A task holds one shard of trajectories or one of examples, the driver neither. What is in which shard depends on the
-order of the examples alone, not on how many tasks run.
+`encode` tells how long each trajectory is in the student's tokens and keeps these in a file; what is to be chosen is
+decided in between; `write` takes the chosen ones from there. A task holds one shard of trajectories or one of examples,
+the driver neither. What is in which shard depends on the order of the examples alone, not on how many tasks run.
 """
 
 import math
@@ -22,6 +23,7 @@ from raml_ray.settings import PromptConfig
 from raml_ray.storage import Folder
 
 INDEX_FILE = "index.parquet"
+FIGURES_FILE = "figures.json"
 PIECES = "pieces"
 ROWS_PER_GROUP = 64
 """Of a shard's row groups: what a reader holds besides the rows that it wants."""
@@ -35,33 +37,34 @@ PIECE = pa.schema([("positions", TOKENS), ("prompt_token_ids", TOKENS), ("respon
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Trajectories to encode: those of one shard that were chosen."""
+    """Trajectories to encode: those of one shard that may be chosen."""
 
     folder: Folder
     name: str
-    positions: Mapping[str, list[int]]
-    """Trajectory -> its places among the examples."""
     problems: Mapping[str, str]
-    """Question -> its text."""
+    """Trajectory -> the text of its question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How texts become examples, and of how many examples a shard is."""
+    """How texts become examples, and what is to be known of them."""
 
     policy_path: str
     prompt: PromptConfig
     max_length: int
-    examples_per_shard: int
+    with_sketches: bool
 
 
-class Piece(NamedTuple):
-    """What became of a Source: a file with a row group of examples for each shard that takes some of them."""
+class Encoded(NamedTuple):
+    """What became of a Source: a file with an EXAMPLE row for each trajectory that max_length has room for."""
 
     name: str
-    shards: list[int]
-    num_trajectories: int
+    num_tokens: dict[str, int]
+    """Trajectory -> its tokens without the prompt's, in the order of the rows."""
+    sketches: dict[str, np.ndarray]
+    """Trajectory -> the sketch of its text (`diversity.sketch`); empty without `with_sketches`."""
     rejected: list[Rejected]
+    """The trajectories that are too long."""
 
 
 class Index(NamedTuple):
@@ -73,36 +76,46 @@ class Index(NamedTuple):
     """(examples,) int32: tokens of prompt and response."""
 
 
-def write(
-    folder: Folder, examples: Folder, sources: Sequence[Source], encoding: Encoding, most: int
-) -> tuple[Index, int, list[Rejected]]:
-    """Write the examples' shards and, last of all, their index; an earlier attempt's files go first.
+def encode(folder: Folder, sources: Sequence[Source], encoding: Encoding, most: int) -> list[Encoded]:
+    """Encode the sources' trajectories, a task for each source, at most `most` at once; what an earlier attempt left in
+    the step's folder goes first.
+    """
+    pieces = folder / PIECES
+    pieces.remove()
+    return list(over(_encode, [(source, pieces, number, encoding) for number, source in enumerate(sources)], most))
 
-    Returns the index, the number of trajectories encoded, and those that encoding.max_length has no room for. A shard
-    holds the examples at its `examples_per_shard` positions, less those of rejected trajectories. At most `most` tasks
-    run at once.
+
+def write(
+    folder: Folder,
+    examples: Folder,
+    encoded: Sequence[Encoded],
+    positions: Mapping[str, list[int]],
+    examples_per_shard: int,
+    most: int,
+) -> Index:
+    """Write the examples' shards; the set is whole when `write_index` has been called with the index that is returned.
+
+    `positions` says at which places among the examples each chosen trajectory is; a shard holds `examples_per_shard` of
+    them. At most `most` tasks run at once.
 
     Raises: RuntimeError if a shard cannot be read back with the rows that were written.
     """
     pieces = folder / PIECES
     examples.remove()
-    pieces.remove()
-    made: list[Piece] = list(
-        over(_encode, [(source, pieces, number, encoding) for number, source in enumerate(sources)], most)
-    )
+    calls = []
+    for part in encoded:
+        taken = {row: positions[key] for row, key in enumerate(part.num_tokens) if key in positions}
+        if taken:
+            calls.append((pieces, part.name, taken, examples_per_shard))
     groups: dict[int, list[tuple[str, int]]] = defaultdict(list)
-    for piece in made:
-        for row_group, shard in enumerate(piece.shards):
-            groups[shard].append((piece.name, row_group))
+    for piece, shards in over(_deal, calls, most):
+        for row_group, shard in enumerate(shards):
+            groups[shard].append((piece, row_group))
     names = [f"shard-{number:06d}.parquet" for number in sorted(groups)]
     jobs = [(pieces, groups[number], examples, name) for number, name in zip(sorted(groups), names, strict=True)]
     lengths = list(over(_gather, jobs, most))
-    if lengths:
-        write_index(examples, names, lengths)
     pieces.remove()
-    rejected = [row for piece in made for row in piece.rejected]
-    index = Index(tuple(names), tuple(map(len, lengths)), np.concatenate([np.array([], np.int32), *lengths]))
-    return index, sum(piece.num_trajectories for piece in made), rejected
+    return Index(tuple(names), tuple(map(len, lengths)), np.concatenate(lengths))
 
 
 def over(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], most: int) -> Iterator[Any]:
@@ -122,38 +135,52 @@ def num_tasks(num_rows: int, rows_per_task: int) -> int:
     return max(1, min(math.ceil(num_rows / rows_per_task), int(ray.cluster_resources().get("CPU", 1))))
 
 
-def _encode(source: Source, pieces: Folder, number: int, encoding: Encoding) -> Piece:
-    """One shard's chosen trajectories in the student's tokens."""
-    from raml_ray.text import batches
+def _encode(source: Source, pieces: Folder, number: int, encoding: Encoding) -> Encoded:
+    """One shard's trajectories in the student's tokens."""
+    from raml_ray.text import batches, diversity
     from raml_ray.workers import policy as policies
 
     tokenizer = policies.load_tokenizer(encoding.policy_path)
     table = source.folder.read_table(
         source.name, ["trajectory_id", "question_id", "sample_index", "policy_id", "finish_reason", "text"]
     )
-    wanted = table.filter(pc.is_in(table["trajectory_id"], pa.array(list(source.positions), pa.string())))
-    rejected: list[Rejected] = []
-    by_shard: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for start in range(wanted.num_rows):
-        [row] = wanted.slice(start, 1).to_pylist()
-        key = row["trajectory_id"]
-        example = batches.encode(tokenizer, source.problems[row["question_id"]], row["text"], encoding.prompt)
-        if len(example) > encoding.max_length:
-            reason = f"too_long:{len(example)} tokens, sft.max_length={encoding.max_length}"
-            rejected.append(records.rejected(key, "sft", reason, row))
-            continue
-        ids = [np.array(part, np.int32) for part in (example.prompt_token_ids, example.response_token_ids)]
-        taken: dict[int, list[int]] = defaultdict(list)
-        for position in source.positions[key]:
-            taken[position // encoding.examples_per_shard].append(position % encoding.examples_per_shard)
-        for shard, positions in taken.items():
-            by_shard[shard].append(dict(zip(PIECE.names, (positions, *ids), strict=True)))
-    name, shards = f"piece-{number:06d}.parquet", sorted(by_shard)
-    with pieces.writing(name) as file, pq.ParquetWriter(file, PIECE, compression="zstd") as writer:
+    wanted = table.filter(pc.is_in(table["trajectory_id"], pa.array(list(source.problems), pa.string())))
+    found = Encoded(f"encoded-{number:06d}.parquet", {}, {}, [])
+    with pieces.writing(found.name) as file, pq.ParquetWriter(file, batches.EXAMPLE, compression="zstd") as writer:
+        for batch in wanted.to_batches(max_chunksize=ROWS_PER_GROUP):
+            examples = []
+            for row in batch.to_pylist():
+                key = row["trajectory_id"]
+                example = batches.encode(tokenizer, source.problems[key], row["text"], encoding.prompt)
+                if len(example) > encoding.max_length:
+                    reason = f"too_long:{len(example)} tokens, sft.max_length={encoding.max_length}"
+                    found.rejected.append(records.rejected(key, "sft", reason, row))
+                    continue
+                examples.append(example)
+                found.num_tokens[key] = len(example.response_token_ids)
+                if encoding.with_sketches:
+                    found.sketches[key] = diversity.sketch(row["text"])
+            writer.write_table(batches.table(examples))
+    return found
+
+
+def _deal(
+    pieces: Folder, name: str, positions: Mapping[int, list[int]], examples_per_shard: int
+) -> tuple[str, list[int]]:
+    """Write the chosen rows of an encoded file (row -> positions) as a row group for each shard that takes some of them;
+    returns the new file's name and those shards.
+    """
+    by_shard: dict[int, dict[int, list[int]]] = defaultdict(dict)
+    for row, places in positions.items():
+        for place in places:
+            by_shard[place // examples_per_shard].setdefault(row, []).append(place % examples_per_shard)
+    table, piece, shards = pieces.read_table(name), name.replace("encoded", "piece"), sorted(by_shard)
+    with pieces.writing(piece) as file, pq.ParquetWriter(file, PIECE, compression="zstd") as writer:
         for shard in shards:
-            rows = pa.Table.from_pylist(by_shard.pop(shard), schema=PIECE)
+            rows = table.take(list(by_shard[shard]))
+            rows = rows.add_column(0, PIECE.field("positions"), pa.array(list(by_shard[shard].values()), TOKENS))
             writer.write_table(rows, row_group_size=rows.num_rows)
-    return Piece(name, shards, wanted.num_rows - len(rejected), rejected)
+    return piece, shards
 
 
 def _gather(pieces: Folder, groups: Sequence[tuple[str, int]], examples: Folder, name: str) -> np.ndarray:
@@ -184,10 +211,10 @@ def write_shard(examples: Folder, name: str, rows: pa.Table) -> np.ndarray:
     return np.asarray(lengths[0] + lengths[1], np.int32)
 
 
-def write_index(examples: Folder, names: Sequence[str], lengths: Sequence[np.ndarray]) -> None:
+def write_index(examples: Folder, index: Index) -> None:
     """Say which shards the set is made of and how long each example is: what makes the set whole."""
-    shards = np.repeat(np.array(names), [len(part) for part in lengths])
-    table = pa.table({"shard": pa.array(shards, pa.string()), "tokens": np.concatenate(lengths)}, schema=INDEX)
+    shards = np.repeat(np.array(index.names), index.rows)
+    table = pa.table({"shard": pa.array(shards, pa.string()), "tokens": index.lengths}, schema=INDEX)
     examples.write_table(INDEX_FILE, table)
 
 

@@ -5,6 +5,9 @@ of them and when (`sft_plan.parts`). A reading task holds the wanted rows of one
 ahead, the rank one block; none of them the whole set. The position is the step, so a restarted group of learners begins
 where its checkpoint ends and reads nothing from before.
 
+What it costs: a rank's rows lie all over the files, which can only be decoded by row group, so that the ranks of a node
+together decode up to as many times the set's rows an epoch as they are many.
+
 This module is what a reading task imports: torch and transformers are left to the rank.
 """
 
@@ -94,6 +97,7 @@ def _blocks(
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=10_000 // rank.world_size / 10_000,  # Ray counts in parts of 10,000
+        memory=max(_bytes(table, index) for table in tables),
         compute=ray.data.TaskPoolStrategy(size=1),
     )
     ahead: queue.Queue[pa.Table | Exception | None] = queue.Queue(maxsize=1)
@@ -103,14 +107,19 @@ def _blocks(
             block = ahead.get(timeout=patience_s)
         except queue.Empty:
             raise TimeoutError(
-                f"{examples.path}: no examples were read for {patience_s:g} s: Ray has no CPU left for Ray Data's tasks,"
-                " the store hangs, or train.collective_timeout_s is too short"
+                f"{examples.path}: no examples were read for {patience_s:g} s: Ray has no CPU or memory left for Ray"
+                " Data's tasks (lower sft.shuffle_shards), the store hangs, or train.collective_timeout_s is too short"
             ) from None
         if block is None:
             return
         if isinstance(block, Exception):
             raise block
         yield block
+
+
+def _bytes(wanted: pa.Table, index: Index) -> int:
+    """What the task that reads these rows holds: their tokens (int32), as they were read and as they are given on."""
+    return 2 * 4 * int(index.lengths[wanted["row"].to_numpy()].sum())
 
 
 def _collect(read: "ray.data.Dataset", ahead: "queue.Queue[pa.Table | Exception | None]") -> None:

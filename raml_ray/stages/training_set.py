@@ -1,32 +1,30 @@
 """From verified trajectories to the examples of SFT.   trajectories, verdicts -> examples/
 
-What is chosen is decided by key columns alone; texts are read, encoded and written shard by shard, in tasks.
+What is chosen is decided by key columns and by how long texts are for the student; texts are read, encoded and written
+shard by shard, in tasks.
 """
 
-import logging
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from raml_ray import records, storage
 from raml_ray.config import ConfigError
 from raml_ray.records import Question, Verdict
-from raml_ray.settings import SftConfig
 from raml_ray.stages import example_shards
 from raml_ray.stages.context import Context, Counts
 from raml_ray.storage import Folder
 from raml_ray.text import diversity, support
 
-logger = logging.getLogger(__name__)
-
 EXAMPLES = "examples"
 KEYS = ("trajectory_id", "question_id", "sample_index", "policy_id")
+QUESTIONS_PER_TASK = 16
+"""Whose most different trajectories one task looks for: a second or two of its time."""
 
 
 class Row(NamedTuple):
@@ -38,110 +36,112 @@ class Row(NamedTuple):
     policy_id: str
     is_correct: bool
     shard: tuple[Folder, str]
-    num_tokens: int | None
-    """Of its policy; none where only the text is known."""
-    num_chars: int
 
 
 def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     """Write the step's examples/: the support set of every question, in the student's tokens, shuffled by seed.
 
     A row in is a judged trajectory; filtered are those of other policies, wrong ones, and correct ones beyond the
-    support set; rejected are chosen ones that sft.max_length has no room for. After a kill the set is written anew.
+    support set; rejected are those that could be chosen if sft.max_length had room for them. A set that is whole stays
+    as it is; after a kill before that it is written anew.
 
-    Raises: ConfigError if nothing is left to train on, or sets would not match as sft.match_length promises.
+    Raises: ConfigError if nothing is left to train on, or sft.policies names one that is not there.
     """
-    settings = context.config.sft
-    rows, questions = _rows(context), _questions(context)
-    groups = _grouped([row for row in rows if not settings.policies or _name(row.policy_id) in settings.policies])
-    most = example_shards.num_tasks(len(rows), settings.examples_per_shard)
+    examples = context.folder / EXAMPLES
+    if examples.exists(example_shards.INDEX_FILE):
+        there = examples.read_json(example_shards.FIGURES_FILE)
+        return Counts(**there["counts"]), there["figures"]
+    settings, rows = context.config.sft, _rows(context)
+    groups = _grouped(_of_policies(rows, settings.policies))
     labels = [[row.is_correct for row in group] for group in groups]
-    lengths, unit = _lengths(groups)
-    seed = records.seed_of(context.config.seed, "sft", "support")
+    candidates = [groups[q][t] for q, indices in enumerate(support.correct(labels, settings.pad_to)) for t in indices]
+    most = example_shards.num_tasks(len(rows), settings.examples_per_shard)
+    encoding = example_shards.Encoding(
+        context.policy_path, context.config.prompt, settings.max_length, settings.selection == "diverse"
+    )
+    encoded = example_shards.encode(context.folder, list(_sources(candidates, _questions(context))), encoding, most)
+    rejected = [row for part in encoded for row in part.rejected]
+    context.reject(rejected, "trajectories")
+    num_tokens = {key: count for part in encoded for key, count in part.num_tokens.items()}
+    choosable = [[row.trajectory_id in num_tokens for row in group] for group in groups]
+    lengths = [[num_tokens.get(row.trajectory_id, 0) for row in group] for group in groups]
     chosen = support.choose(
-        labels, settings, seed, lengths, lambda keys: _sketches({key: groups[key[0]][key[1]] for key in keys}, most)
+        [group[0].question_id for group in groups],
+        choosable,
+        lengths,
+        settings,
+        records.seed_of(context.config.seed, "sft", "support"),
+        lambda asked: _farthest(asked, groups, encoded, most),
     )
     if not chosen:
-        raise _nothing(context, rows)
-    positions: dict[support.Key, list[int]] = defaultdict(list)
-    for position, key in enumerate(chosen):
-        positions[key].append(position)
-    index, num_encoded, rejected = example_shards.write(
-        context.folder,
-        context.folder / EXAMPLES,
-        list(_sources({groups[q][t]: places for (q, t), places in positions.items()}, questions)),
-        example_shards.Encoding(
-            context.policy_path, context.config.prompt, settings.max_length, settings.examples_per_shard
-        ),
-        most,
+        raise _nothing(context, len(rows), len(candidates), len(rejected))
+    positions: dict[str, list[int]] = defaultdict(list)
+    for position, (question, place) in enumerate(chosen):
+        positions[groups[question][place].trajectory_id].append(position)
+    index = example_shards.write(context.folder, examples, encoded, positions, settings.examples_per_shard, most)
+    counts = Counts(
+        _num_trajectories(context), len(positions), len(rejected), len(rows) - len(positions) - len(rejected)
     )
-    context.reject(rejected, "trajectories")
-    _check_room(len(index.lengths), len(rejected), len(positions), settings)
-    counts = Counts(_num_trajectories(context), num_encoded, len(rejected), len(rows) - len(positions))
+    kept = {question for question, _ in chosen}
     figures: dict[str, Any] = {
         "examples": len(index.lengths),
-        "distinct_trajectories": num_encoded,
+        "distinct_trajectories": len(positions),
         "questions": sum(map(any, labels)),
-        "questions_kept": len({question for question, _ in positions}),
+        "questions_kept": len(kept),
         "mean_tokens": float(index.lengths.mean()),
         "median_tokens": float(np.median(index.lengths)),
     }
     if settings.length != "any" or settings.match_length:
-        kept = {question for question, _ in positions}
-        figures["lengths"] = {"unit": unit} | _thirds(labels, lengths, kept, settings.pad_to)
+        figures["lengths"] = _thirds(choosable, lengths, kept, settings.pad_to)
+    examples.write_json(example_shards.FIGURES_FILE, {"counts": asdict(counts), "figures": figures})
+    example_shards.write_index(examples, index)
     return counts, figures
 
 
-def _name(policy_id: str) -> str:
-    return policy_id.partition("@")[0]
+def _of_policies(rows: Sequence[Row], policies: Sequence[str]) -> list[Row]:
+    """The rows of the policies of these names, or all. Raises: ConfigError if a name has no rows."""
+    names = {row.policy_id: row.policy_id.partition("@")[0] for row in rows}
+    missing = sorted(set(policies) - set(names.values()))
+    if missing:
+        raise ConfigError(
+            f"sft.policies: no judged trajectory is of {', '.join(missing)}; there are"
+            f" {', '.join(sorted(set(names.values()))) or 'none at all'}"
+        )
+    return [row for row in rows if not policies or names[row.policy_id] in policies]
 
 
-def _nothing(context: Context, rows: Sequence[Row]) -> ConfigError:
-    settings, names = context.config.sft, sorted({row.policy_id for row in rows})
-    start, there = f"step {context.step.name!r}: none of {len(rows)} judged trajectories", ", ".join(names) or "none"
-    if settings.length != "any" or settings.match_length:
+def _nothing(context: Context, num_rows: int, num_candidates: int, num_rejected: int) -> ConfigError:
+    settings, start = context.config.sft, f"step {context.step.name!r}: "
+    if not num_candidates:
         return ConfigError(
-            f"{start} is left by sft.length={settings.length}, sft.match_length={settings.match_length} and"
-            f" sft.policies={settings.policies} (there are: {there}): questions with three correct trajectories have one"
-            " of each length; generate more, or set these"
+            f"{start}none of {num_rows} judged trajectories is correct, of sft.policies={settings.policies}, and among"
+            f" the first sft.pad_to={settings.pad_to} of its question: generate more, or set these"
+        )
+    if num_rejected == num_candidates:
+        return ConfigError(
+            f"{start}sft.max_length={settings.max_length} has room for none of {num_candidates} trajectories: raise it"
         )
     return ConfigError(
-        f"{start} is correct and of sft.policies={settings.policies} (there are: {there}); generate more, or set"
-        " sft.policies"
+        f"{start}none of {num_candidates - num_rejected} correct trajectories is left by sft.length={settings.length},"
+        f" sft.match_length={settings.match_length}: questions with three correct trajectories have one of each length;"
+        " generate more, or set these"
     )
 
 
-def _check_room(num_examples: int, num_rejected: int, num_chosen: int, settings: SftConfig) -> None:
-    if not num_examples:
-        raise ConfigError(
-            f"sft.max_length={settings.max_length} has room for none of {num_chosen} trajectories: raise it"
-        )
-    if settings.match_length and num_rejected:
-        raise ConfigError(
-            f"sft.max_length={settings.max_length} has no room for {num_rejected} of {num_chosen} trajectories, so that"
-            " sets of other sft.length would not match this one: raise it, or set sft.match_length=false"
-        )
-
-
 def _grouped(rows: Sequence[Row]) -> list[list[Row]]:
-    """By question, in sample order."""
+    """By question, in sample order; among equal samples by policy."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.question_id].append(row)
-    return [sorted(group, key=lambda row: row.sample_index) for group in groups.values()]
-
-
-def _lengths(groups: Sequence[Sequence[Row]]) -> tuple[list[list[int]], str]:
-    """How long trajectories are, in the tokens of their policies where all have some, else in characters."""
-    if all(row.num_tokens is not None for group in groups for row in group):
-        return [[row.num_tokens or 0 for row in group] for group in groups], "tokens"
-    return [[row.num_chars for row in group] for group in groups], "characters"
+    return [
+        sorted(group, key=lambda row: (row.sample_index, row.policy_id, row.trajectory_id)) for group in groups.values()
+    ]
 
 
 def _thirds(
     labels: Sequence[Sequence[bool]], lengths: Sequence[Sequence[int]], kept: set[int], pad_to: int
 ) -> dict[str, dict[str, float]]:
-    """Of the kept questions' correct trajectories, in each third: how many, their mean and their median length."""
+    """Of the kept questions' choosable trajectories, in each third: how many, their mean and their median length."""
     found: dict[str, list[int]] = {name: [] for name in support.LENGTHS}
     for question, indices in enumerate(support.correct(labels, pad_to)):
         if question in kept:
@@ -155,31 +155,24 @@ def _thirds(
 
 
 def _rows(context: Context) -> list[Row]:
-    """The keys of every judged trajectory that the step takes.
+    """The keys of every judged trajectory that the step takes, in the order of the folders' paths.
 
     Raises: ValueError if a trajectory has no verdict; ConfigError if one is there twice.
     """
-    settings = context.config.sft
-    is_measured = settings.length != "any" or settings.match_length or settings.selection in ("shortest", "longest")
     rows: list[Row] = []
     paths: list[str] = []
-    for folder, sources in judged_folders(context):
+    for folder, sources in sorted(judged_folders(context), key=lambda entry: entry[0].path):
         verdicts = _verdicts(folder)
-        paths += [source.path for source in sources]
-        shards = [
-            (source / "trajectories", name)
-            for source in sources
-            for name in (source / "trajectories").names("shard-", ".parquet")
-        ]
-        most = example_shards.num_tasks(len(verdicts), settings.examples_per_shard)
-        for shard, table in zip(
-            shards, example_shards.over(_keys, [(*shard, is_measured) for shard in shards], most), strict=True
-        ):
-            for key, question, sample, policy, tokens, chars in zip(*table.to_pydict().values(), strict=True):
-                if key not in verdicts:
-                    raise ValueError(f"trajectory {key} of {shard[0].path} has no verdict in {folder.path}")
-                names = sys.intern(question), sample, sys.intern(policy)
-                rows.append(Row(key, *names, verdicts[key], shard, tokens, chars))
+        for source in sorted(sources, key=lambda source: source.path):
+            paths.append(source.path)
+            shards = source / "trajectories"
+            for name in shards.names("shard-", ".parquet"):
+                table = shards.read_table(name, KEYS)
+                for key, question, sample, policy in zip(*(table[column].to_pylist() for column in KEYS), strict=True):
+                    if key not in verdicts:
+                        raise ValueError(f"trajectory {key} of {shards.path} has no verdict in {folder.path}")
+                    names = sys.intern(question), sample, sys.intern(policy)
+                    rows.append(Row(key, *names, verdicts[key], (shards, name)))
     storage.check_distinct([row.trajectory_id for row in rows], paths)
     return rows
 
@@ -195,50 +188,30 @@ def _verdicts(folder: Folder) -> dict[str, bool]:
     return found
 
 
-def _keys(folder: Folder, name: str, is_measured: bool) -> pa.Table:
-    """A shard's key columns and, if they are to be measured, its trajectories' tokens and characters."""
-    if not is_measured:
-        table = folder.read_table(name, list(KEYS))
-        return table.append_column("tokens", pa.nulls(table.num_rows, pa.int32())).append_column(
-            "chars", pa.array(np.zeros(table.num_rows, np.int32))
-        )
-    table = folder.read_table(name, [*KEYS, "token_ids", "text"])
-    tokens, chars = pc.list_value_length(table["token_ids"]), pc.utf8_length(table["text"])
-    return table.select(list(KEYS)).append_column("tokens", tokens).append_column("chars", chars)
+def _sources(rows: Iterable[Row], questions: Mapping[str, Question]) -> Iterator[example_shards.Source]:
+    """The trajectories, shard by shard, in the order of the shards' paths."""
+    by_shard: dict[tuple[Folder, str], dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        by_shard[row.shard][row.trajectory_id] = questions[row.question_id].problem
+    for (folder, name), problems in sorted(by_shard.items(), key=lambda entry: entry[0][0].file(entry[0][1])):
+        yield example_shards.Source(folder, name, problems)
 
 
-def _sources(chosen: Mapping[Row, list[int]], questions: Mapping[str, Question]) -> Iterator[example_shards.Source]:
-    """The chosen trajectories, shard by shard, in the order of the shards' paths."""
-    by_shard: dict[tuple[Folder, str], list[Row]] = defaultdict(list)
-    for row in chosen:
-        by_shard[row.shard].append(row)
-    for (folder, name), rows in sorted(by_shard.items(), key=lambda entry: entry[0][0].file(entry[0][1])):
-        yield example_shards.Source(
-            folder,
-            name,
-            {row.trajectory_id: chosen[row] for row in rows},
-            {row.question_id: questions[row.question_id].problem for row in rows},
-        )
+def _farthest(
+    asked: Sequence[tuple[Sequence[support.Key], int]],
+    groups: Sequence[Sequence[Row]],
+    encoded: Sequence[example_shards.Encoded],
+    most: int,
+) -> list[list[int]]:
+    """`diversity.farthest` of each group of trajectories, in tasks; the driver holds a sketch, 1 KiB, of each."""
+    sketches = {key: sketch for part in encoded for key, sketch in part.sketches.items()}
+    texts = [([sketches[groups[q][t].trajectory_id] for q, t in keys], count) for keys, count in asked]
+    calls = [(texts[start : start + QUESTIONS_PER_TASK],) for start in range(0, len(texts), QUESTIONS_PER_TASK)]
+    return [places for part in example_shards.over(_farthest_of, calls, most) for places in part]
 
 
-def _sketches(rows: Mapping[support.Key, Row], most: int) -> dict[support.Key, np.ndarray]:
-    """What `diversity` keeps of these trajectories' texts: 1 KiB of each."""
-    by_shard: dict[tuple[Folder, str], list[str]] = defaultdict(list)
-    for row in rows.values():
-        by_shard[row.shard].append(row.trajectory_id)
-    found: dict[str, np.ndarray] = {}
-    for part in example_shards.over(_sketch, [(*shard, keys) for shard, keys in by_shard.items()], most):
-        found |= part
-    return {key: found[row.trajectory_id] for key, row in rows.items()}
-
-
-def _sketch(folder: Folder, name: str, trajectory_ids: Sequence[str]) -> dict[str, np.ndarray]:
-    table = folder.read_table(name, ["trajectory_id", "text"])
-    wanted = table.filter(pc.is_in(table["trajectory_id"], pa.array(trajectory_ids, pa.string())))
-    return {
-        key.as_py(): diversity.sketch(text.as_py())
-        for key, text in zip(wanted["trajectory_id"], wanted["text"], strict=True)
-    }
+def _farthest_of(texts: Sequence[tuple[Sequence[np.ndarray], int]]) -> list[list[int]]:
+    return [diversity.farthest(sketches, count) for sketches, count in texts]
 
 
 def judged(context: Context) -> tuple[list[dict[str, Any]], dict[str, Question]]:

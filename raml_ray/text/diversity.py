@@ -53,13 +53,12 @@ def farthest(sketches: Sequence[np.ndarray], count: int) -> list[int]:
 
     Source: Gonzalez 1985, greedy k-center.
     """
-    chosen = [0] if sketches and count else []
-    nearest = [distance(sketches[0], other) for other in sketches] if chosen else []
-    while len(chosen) < min(count, len(sketches)):
-        for index in chosen:
-            nearest[index] = -1.0
+    count = min(count, len(sketches))
+    chosen = list(range(min(count, 1)))
+    nearest = np.full(len(sketches), np.inf)
+    while len(chosen) < count:
+        nearest[chosen[-1]] = -np.inf
+        for index in np.flatnonzero(nearest > -np.inf):
+            nearest[index] = min(nearest[index], distance(sketches[chosen[-1]], sketches[index]))
         chosen.append(int(np.argmax(nearest)))
-        nearest = [
-            min(known, distance(sketches[chosen[-1]], other)) for known, other in zip(nearest, sketches, strict=True)
-        ]
     return chosen

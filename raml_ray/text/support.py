@@ -1,19 +1,16 @@
 """Which verified trajectories become the SFT set: the support set of each question, padded to equal weight."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from raml_ray.records import seed_of
 from raml_ray.settings import SftConfig
-from raml_ray.text import diversity
 
 Key = tuple[int, int]
 """(question index, trajectory index)."""
-Sketch = Callable[[list[Key]], Mapping[Key, np.ndarray]]
-"""The sketches (`diversity.sketch`) of the texts of these trajectories."""
+Spread = Callable[[list[tuple[list[Key], int]]], list[list[int]]]
+"""Of each of these groups of trajectories so many, by place, as `diversity.farthest` has them of their texts."""
 
 LENGTHS = ("short", "medium", "long")
 
@@ -50,7 +47,8 @@ class Pool(NamedTuple):
 
 
 def pool(correct: Sequence[int], lengths: Sequence[int], settings: SftConfig) -> Pool:
-    """Of a question's correct trajectories those of the third `sft.length`; none if sft.match_length wants three."""
+    """Of a question's trajectories that may be chosen those of the third `sft.length`; none if sft.match_length wants
+    three."""
     fewest = len(correct) // len(LENGTHS)
     indices = list(correct)
     if settings.length != "any":
@@ -61,27 +59,28 @@ def pool(correct: Sequence[int], lengths: Sequence[int], settings: SftConfig) ->
 
 
 def correct(labels: Sequence[Sequence[bool]], pad_to: int) -> list[list[int]]:
-    """Of each question the correct ones among its first `pad_to` trajectories."""
+    """Of each question those that may be chosen among its first `pad_to` trajectories."""
     return [[index for index, label in enumerate(row[:pad_to]) if label] for row in labels]
 
 
 def choose(
+    question_ids: Sequence[str],
     labels: Sequence[Sequence[bool]],
+    lengths: Sequence[Sequence[int]],
     settings: SftConfig,
     seed: int,
-    lengths: Sequence[Sequence[int]] = (),
-    sketch: Sketch | None = None,
+    spread: Spread,
 ) -> list[Key]:
     """(question index, trajectory index) of every SFT example, shuffled.
 
-    `labels` says, per question and in sample order, which trajectories are correct; `lengths`, where a setting asks
-    for them, how long they are. Of the correct ones among a question's first `pad_to` trajectories, those of the third
-    `length` are kept, `num_trajectories` of them taken as `selection` says, then resampled from until the question has
-    as many examples as it had correct ones among those: the set's size and each question's weight depend neither on
-    `num_trajectories` nor on what is selected, only the distinct trajectories do. Questions without any left vanish.
-    With `match_length` those with fewer than three correct ones vanish too, and of n correct ones at most floor(n / 3)
-    distinct ones are taken, whatever `length`: such sets have the same questions, the same number of distinct
-    trajectories of each, and the same number of examples.
+    `labels` says, per question and in sample order, which trajectories may be chosen: those that are correct and not too
+    long; `lengths`, of the same shape, how long they are (of the others it is not read). Of those among a question's
+    first `pad_to` trajectories, the ones of the third `length` are kept, `num_trajectories` of them taken as `selection`
+    says, then resampled from until the question has as many examples as may be chosen of it: the set's size and each
+    question's weight depend neither on `num_trajectories` nor on what is selected, only the distinct trajectories do.
+    Questions without any left vanish. With `match_length` those with fewer than three vanish too, and of n at most
+    floor(n / 3) distinct ones are taken, whatever `length`: such sets have the same questions, the same number of
+    distinct trajectories of each, and the same number of examples.
 
     Raises: ValueError if num_trajectories is outside [1, pad_to].
 
@@ -92,31 +91,39 @@ def choose(
             f"sft.num_trajectories={settings.num_trajectories} must be in [1, sft.pad_to={settings.pad_to}]: "
             "only the trajectories that are counted can be chosen"
         )
-    rows = lengths or [()] * len(labels)
-    pools = [pool(row, rows[q], settings) for q, row in enumerate(correct(labels, settings.pad_to))]
-    sketches: Mapping[Key, np.ndarray] = {}
-    if sketch and settings.selection == "diverse":
-        sketches = sketch([(question, index) for question, each in enumerate(pools) for index in each.indices])
+    pools = [pool(row, lengths[q], settings) for q, row in enumerate(correct(labels, settings.pad_to))]
     generator = random.Random(seed)
     examples: list[Key] = []
-    for question, each in enumerate(pools):
-        if not each.indices:
-            continue
-        match settings.selection:
-            case "first":
-                ordered = each.indices
-            case "shortest":
-                ordered = sorted(each.indices, key=lambda index: rows[question][index])
-            case "longest":
-                ordered = sorted(each.indices, key=lambda index: -rows[question][index])
-            case "random":  # a generator of its own: neither other questions nor num_trajectories change the order
-                ordered = list(each.indices)
-                random.Random(seed_of(seed, "selection", question)).shuffle(ordered)
-            case "diverse":
-                texts = [sketches[question, index] for index in each.indices]
-                ordered = [each.indices[place] for place in diversity.farthest(texts, each.most)]
-        chosen = [(question, index) for index in ordered[: each.most]]
-        examples += chosen
-        examples += [generator.choice(chosen) for _ in range(each.num_examples - len(chosen))]
+    for question, (each, ordered) in enumerate(
+        zip(pools, _ordered(pools, question_ids, lengths, settings, seed, spread), strict=True)
+    ):
+        if ordered:
+            chosen = [(question, index) for index in ordered[: each.most]]
+            examples += chosen
+            examples += [generator.choice(chosen) for _ in range(each.num_examples - len(chosen))]
     generator.shuffle(examples)
     return examples
+
+
+def _ordered(
+    pools: Sequence[Pool],
+    question_ids: Sequence[str],
+    lengths: Sequence[Sequence[int]],
+    settings: SftConfig,
+    seed: int,
+    spread: Spread,
+) -> list[list[int]]:
+    """Each question's trajectories in the order in which they are taken, as many as are taken or more."""
+    if settings.selection == "diverse":
+        places = spread([([(q, index) for index in each.indices], each.most) for q, each in enumerate(pools)])
+        return [[each.indices[place] for place in found] for each, found in zip(pools, places, strict=True)]
+    ordered = [list(each.indices) for each in pools]
+    for question_id, row, indices in zip(question_ids, lengths, ordered, strict=True):
+        match settings.selection:
+            case "shortest":
+                indices.sort(key=lambda index, row=row: row[index])  # type: ignore[misc]
+            case "longest":
+                indices.sort(key=lambda index, row=row: -row[index])  # type: ignore[misc]
+            case "random":  # a generator of its own: neither other questions nor num_trajectories change the order
+                random.Random(seed_of(seed, "selection", question_id)).shuffle(indices)
+    return ordered

@@ -30,7 +30,7 @@ def written(path: Path, rows: pa.Table, sizes: tuple[int, ...]) -> Folder:
         example_shards.write_shard(folder, name, rows.slice(int(start), size))
         for name, start, size in zip(names, starts[:-1], sizes, strict=True)
     ]
-    example_shards.write_index(folder, names, parts)
+    example_shards.write_index(folder, example_shards.Index(tuple(names), sizes, np.concatenate(parts)))
     return folder
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from transformers import AutoModelForCausalLM
@@ -33,7 +34,9 @@ def prepared(folder: Path, **changes: object) -> tuple[Folder, Folder, str, Conf
         example_shards.write_shard(examples, name, part)
         for name, part in {"part-0.parquet": rows.slice(0, 200), "part-1.parquet": rows.slice(200)}.items()
     ]
-    example_shards.write_index(examples, ["part-0.parquet", "part-1.parquet"], lengths)
+    example_shards.write_index(
+        examples, example_shards.Index(("part-0.parquet", "part-1.parquet"), (200, 280), np.concatenate(lengths))
+    )
     settings: dict[str, object] = {
         "train.checkpoint_every": 5,
         "train.max_tokens_per_micro_batch": 400,

@@ -1,16 +1,18 @@
 """Which judged trajectories become examples, and that none is counted twice or lost."""
 
-import statistics
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from raml_ray import records
 from raml_ray.config import ConfigError, Step
-from raml_ray.settings import SftConfig
 from raml_ray.stages import example_shards, training_set, verify
-from raml_ray.stages.context import Context
+from raml_ray.stages.context import Context, Counts
+from raml_ray.storage import SUMMARY, Folder
 from raml_ray.text import support
 from raml_ray.text.batches import Examples, encode, table
 from raml_ray.workers import policy as policies
@@ -23,6 +25,39 @@ def student(root: Path, *data: str, **settings: object) -> Context:
     return contexts.context(root, Step(name="sft", stage="sft", data=data), **(defaults | settings))
 
 
+def written(context: Context) -> tuple[Counts, dict[str, Any]]:
+    """The set written anew, as by --redo."""
+    context.folder.remove()
+    return training_set.write(context)
+
+
+Row = tuple[str, int, str, str]
+"""Question, sample, text, verdict."""
+
+
+def teacher(root: Path, name: str, rows: Sequence[Row], policy: str = "") -> None:
+    """A finished step of these trajectories, of a policy of that name or of its own."""
+    policy_id = f"{policy or name}@1"
+    made = [records.Trajectory(f"{name}-{q}-{n}", q, n, text, "imported", policy_id, "", 0) for q, n, text, _ in rows]
+    folder = Folder(str(root / name))
+    (folder / "trajectories").write_table("shard-000000.parquet", records.table(made, records.TRAJECTORY))
+    questions = [records.Question(q, "Sum: _ 3 8", "11", "here") for q in dict.fromkeys(row[0] for row in rows)]
+    folder.write_table("questions.parquet", records.table(questions, records.QUESTION))
+    folder.write_json(SUMMARY, {"data": [], "counts": {"rows_in": len(rows), "rows_out": len(rows)}})
+
+
+def verdicts(root: Path, name: str, *teachers: tuple[str, Sequence[Row]]) -> None:
+    """A finished step of the verdicts of those teachers' trajectories, in that order."""
+    judged = [
+        {"trajectory_id": f"{of}-{q}-{n}", "verdict": verdict, "reason": "", "extracted": "", "cpu_seconds": 0.0}
+        for of, rows in teachers
+        for q, n, _, verdict in rows
+    ]
+    folder = Folder(str(root / name))
+    (folder / "verdicts").write_table("shard-000000.parquet", records.table(judged, records.VERDICT))
+    folder.write_json(SUMMARY, {"data": [of for of, _ in teachers], "counts": {}})
+
+
 @pytest.mark.ray
 def test_every_judged_trajectory_is_chosen_filtered_or_too_long(cluster: None, tmp_path: Path) -> None:
     root = tmp_path / "run"
@@ -30,18 +65,20 @@ def test_every_judged_trajectory_is_chosen_filtered_or_too_long(cluster: None, t
     for name in ("verify", "other"):
         context = verifying(root, "long", name=name)
         contexts.finish(context, verify.run(context))
-    counts, figures = training_set.write(student(root, "verify"))
+    counts, figures = written(student(root, "verify"))
     # Two of three trajectories of both questions; the examples repeat them up to three a question.
     assert (counts.rows_in, counts.rows_out, counts.rejected, counts.filtered) == (6, 4, 0, 2)
     assert (figures["examples"], figures["distinct_trajectories"], figures["questions"]) == (6, 4, 2)
-    with pytest.raises(ConfigError, match=r"sft.max_length=8 has room for none of 4"):
-        training_set.write(student(root, "verify", sft__max_length=8))
+    with pytest.raises(ConfigError, match=r"sft.max_length=8 has room for none of 6"):
+        written(student(root, "verify", sft__max_length=8))
     with pytest.raises(ConfigError, match=r"6 trajectories of .* are there more than once"):
-        training_set.write(student(root, "verify", "other"))
+        written(student(root, "verify", "other"))
+    with pytest.raises(ConfigError, match=r"sft.policies: .* is of human, teacher; there are oracle$"):
+        written(student(root, "verify", sft__policies=["teacher", "oracle", "human"]))
     shards = made.folder / "trajectories"
     name = shards.names()[0]
     shards.write_table(name, shards.read_table(name).slice(1))  # a row is lost
-    counts, _ = training_set.write(student(root, "verify"))
+    counts, _ = written(student(root, "verify"))
     with pytest.raises(RuntimeError, match="6 rows went in"):
         counts.check()
 
@@ -50,7 +87,7 @@ def all_examples(context: Context) -> tuple[list[int], pa.Table]:
     """Rows of each shard, and the set in its order."""
     folder = context.folder / training_set.EXAMPLES
     index = example_shards.read_index(folder)
-    assert folder.names() == [example_shards.INDEX_FILE, *index.names]
+    assert folder.names() == [example_shards.FIGURES_FILE, example_shards.INDEX_FILE, *index.names]
     tables = [folder.read_table(name) for name in index.names]
     rows = pa.concat_tables(tables)
     assert index.lengths.tolist() == [len(example) for example in Examples(rows)]
@@ -65,12 +102,13 @@ def test_the_set_is_the_same_however_it_is_cut_and_by_how_many_tasks(cluster: No
     context = verifying(root, "long")
     contexts.finish(context, verify.run(context))
     one = student(root, "verify")
-    _, figures = training_set.write(one)
+    _, figures = written(one)
     assert "lengths" not in figures
     shape, whole = all_examples(one)
     assert shape == [9]
     # The very examples that the rule chooses, one after the other.
-    chosen = support.choose([[True] * 3] * 3, one.config.sft, records.seed_of(one.config.seed, "sft", "support"))
+    seed = records.seed_of(one.config.seed, "sft", "support")
+    chosen = support.choose(["a", "b", "c"], [[True] * 3] * 3, [[0] * 3] * 3, one.config.sft, seed, lambda groups: [])
     rows, questions = training_set.judged(one)
     tokenizer = policies.load_tokenizer(one.policy_path)
     expected = [
@@ -79,9 +117,10 @@ def test_the_set_is_the_same_however_it_is_cut_and_by_how_many_tasks(cluster: No
     ]
     assert whole.equals(table(expected))
     (one.folder / example_shards.PIECES).write_text("piece-000009.parquet", "of an attempt that was killed")
-    (one.folder / training_set.EXAMPLES).write_text("shard-000009.parquet", "of the same")
+    examples = one.folder / training_set.EXAMPLES
+    examples.write_text("shard-000009.parquet", "of the same")
+    (examples / example_shards.INDEX_FILE).remove()  # which that attempt had not written yet
     small = student(root, "verify", sft__examples_per_shard=4)
-    assert training_set.write(small) == training_set.write(one)
     counts, again = training_set.write(small)  # as many tasks as shards now
     assert (counts.rows_in, counts.rows_out, counts.filtered) == (9, 6, 3)
     assert again == figures
@@ -89,74 +128,130 @@ def test_the_set_is_the_same_however_it_is_cut_and_by_how_many_tasks(cluster: No
     assert shape == [4, 4, 1]
     assert cut.equals(whole)
     assert not small.folder.exists(example_shards.PIECES)
+    # Now that it is whole, the same step begun again takes it as it is.
+    before = {
+        name: (small.folder / training_set.EXAMPLES).read_bytes(name) for name in ("index.parquet", "figures.json")
+    }
+    (root / "long" / "trajectories" / "shard-000000.parquet").unlink()
+    assert training_set.write(small) == (counts, again)
+    assert before == {name: (small.folder / training_set.EXAMPLES).read_bytes(name) for name in before}
+
+
+def lengths_of(q: str, *lengths: int, verdict: str = "correct") -> list[Row]:
+    """Trajectories of so many tokens for the student: a digit is one, the end is one."""
+    return [(q, n, str(n) * (length - 1), verdict) for n, length in enumerate(lengths)]
+
+
+PROMPT_TOKENS = 12
+ROWS = [
+    *lengths_of("qa", 4, 9, 5, 20, 6, 7),
+    *lengths_of("qb", 20, 21, 3),
+    *lengths_of("qc", 30, 30, 30),
+    *lengths_of("qd", 4, 5, 6, verdict="wrong"),
+]
+
+
+def shape(context: Context) -> tuple[Counter[int], int]:
+    """Examples by the tokens of their responses, and how many shards there are."""
+    rows, table = all_examples(context)
+    return Counter(len(ids) for ids in table["response_token_ids"].to_pylist()), len(rows)
 
 
 @pytest.mark.ray
-def test_sets_of_one_length_tell_how_long_their_trajectories_are(cluster: None, tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    made = oracle(root, generate__num_samples=4)
-    context = verifying(root, "long")
-    contexts.finish(context, verify.run(context))
-    rows, _ = training_set.judged(student(root, "verify"))
-    chars = [sorted(len(row["text"]) for row in rows[start : start + 4]) for start in (0, 4)]
-    for length, places in (("short", [0]), ("medium", [1, 2]), ("long", [3])):
-        settings = {"sft__length": length, "sft__match_length": True, "sft__pad_to": 4}
-        _, figures = training_set.write(student(root, "verify", **settings))
-        # floor(4 / 3) distinct ones of four correct ones, whatever sft.num_trajectories=2.
-        assert (figures["examples"], figures["distinct_trajectories"], figures["questions_kept"]) == (8, 2, 2)
-        found = figures["lengths"]
-        assert found["unit"] == "characters"  # the oracle gives no tokens
-        expected = [question[place] for question in chars for place in places]
-        assert found[length] == {
-            "trajectories": len(expected),
-            "mean": pytest.approx(sum(expected) / len(expected)),
-            "median": statistics.median(expected),
+def test_trajectories_that_are_too_long_cannot_be_chosen_so_that_every_n_has_one_size(
+    cluster: None, tmp_path: Path
+) -> None:
+    teacher(tmp_path, "human", ROWS)
+    verdicts(tmp_path, "verify", ("human", ROWS))
+    found = {}
+    for n in (1, 2, 6):
+        context = student(
+            tmp_path, "verify", sft__num_trajectories=n, sft__pad_to=6, sft__max_length=PROMPT_TOKENS + 19
+        )
+        counts, figures = written(context)
+        counts.check()
+        # Of qa the trajectory of 20 tokens, of qb two, of qc all three have no room; those of qd are wrong.
+        assert counts.rejected == 6
+        assert (context.folder / "rejected").read_table("trajectories.parquet")["row_key"].to_pylist() == [
+            *("human-qa-3", "human-qb-0", "human-qb-1"),
+            *(f"human-qc-{sample}" for sample in range(3)),
+        ]
+        assert (figures["examples"], figures["questions"], figures["questions_kept"]) == (5 + 1, 3, 2)
+        found[n], _ = shape(context)
+        assert figures["distinct_trajectories"] == counts.rows_out == len(found[n])
+    assert found[1] == {4: 5, 3: 1}
+    assert set(found[2]) == {4, 9, 3}
+    assert found[6] == {4: 1, 9: 1, 5: 1, 6: 1, 7: 1, 3: 1}
+
+
+@pytest.mark.ray
+def test_lengths_are_those_of_the_students_tokens(cluster: None, tmp_path: Path) -> None:
+    teacher(tmp_path, "human", ROWS)
+    verdicts(tmp_path, "verify", ("human", ROWS))
+    # Of qa 4, 9, 5, 6, 7 have room (short 4 and 5, medium 6, long 9 and 7); of qb too few are left to match.
+    settings = {"sft__pad_to": 6, "sft__max_length": PROMPT_TOKENS + 19, "sft__match_length": True}
+    for length, tokens in (("short", 4), ("medium", 6), ("long", 9)):
+        context = student(tmp_path, "verify", sft__length=length, **settings)
+        _, figures = written(context)
+        assert (figures["examples"], figures["distinct_trajectories"], figures["questions_kept"]) == (5, 1, 1)
+        assert figures["lengths"] == {
+            "short": {"trajectories": 2, "mean": 4.5, "median": 4.5},
+            "medium": {"trajectories": 1, "mean": 6.0, "median": 6},
+            "long": {"trajectories": 2, "mean": 8.0, "median": 8.0},
         }
-    # With token ids on every row, their number is the length: the first sample has the most, though all texts stay.
-    shards = made.folder / "trajectories"
-    for name in shards.names():
-        made_rows = shards.read_table(name).to_pylist()
-        marked = [row | {"token_ids": [1] * (9 - row["sample_index"])} for row in made_rows]
-        shards.write_table(name, records.table(marked, records.TRAJECTORY))
-    _, figures = training_set.write(student(root, "verify", sft__length="long", sft__pad_to=4))
-    assert figures["lengths"]["unit"] == "tokens"
-    assert figures["lengths"]["medium"] == {"trajectories": 4, "mean": 7.5, "median": 7.5}
-    assert figures["lengths"]["long"] == {"trajectories": 2, "mean": 9.0, "median": 9.0}
-    _, whole = all_examples(student(root, "verify"))
-    texts = {row["text"] for row in rows if row["sample_index"] == 0}
-    assert whole.num_rows == 8
-    assert len(set(map(str, whole.to_pylist()))) == len(texts) == 2
+        assert shape(context) == ({tokens: 5}, 1)
+    longest = student(tmp_path, "verify", sft__selection="longest", sft__num_trajectories=1, sft__max_length=512)
+    written(longest)
+    assert shape(longest)[0] == {9: 3, 21: 3, 30: 3}  # of the first sft.pad_to=3 each
+    with pytest.raises(ConfigError, match=r"none of 2 correct .* sft.match_length=True.* three correct trajectories"):
+        written(student(tmp_path, "verify", sft__match_length=True, sft__max_length=PROMPT_TOKENS + 4))
+    with pytest.raises(ConfigError, match=r"none of 3 judged trajectories is correct.*sft.policies=\(\)"):
+        teacher(tmp_path, "human", ROWS[-3:])
+        verdicts(tmp_path, "verify", ("human", ROWS[-3:]))
+        written(student(tmp_path, "verify"))
 
 
 @pytest.mark.ray
-def test_what_leaves_no_match_is_refused(cluster: None, tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    oracle(root, generate__num_samples=2, miniature__reflection_probability=0.5)
-    context = verifying(root, "long")
-    contexts.finish(context, verify.run(context))
-    with pytest.raises(ConfigError, match=r"sft.match_length=True .* three correct trajectories"):
-        training_set.write(student(root, "verify", sft__match_length=True))
-    _, figures = training_set.write(student(root, "verify", sft__selection="diverse", sft__num_trajectories=1))
-    assert (figures["examples"], figures["distinct_trajectories"]) == (4, 2)
-    training_set.write(student(root, "verify"))
-    _, whole = all_examples(student(root, "verify"))
-    lengths = [len(example) for example in Examples(whole)]
-    limit = student(root, "verify", sft__max_length=max(lengths) - 1, sft__examples_per_shard=1)
-    counts, _ = training_set.write(limit)
-    assert (counts.rows_in, counts.rows_out, counts.rejected, counts.filtered) == (4, 3, 1, 0)
-    shape, left = all_examples(limit)
-    # Shards are cut before an example is set aside: those without any left are not there.
-    assert shape == [1, 1, 1]
-    assert left.equals(whole.filter(pa.array([length < max(lengths) for length in lengths])))
-    [rejected] = (limit.folder / "rejected").names()
-    assert (limit.folder / "rejected").read_table(rejected).num_rows == counts.rejected
+def test_the_order_of_the_steps_that_teachers_come_from_does_not_matter(cluster: None, tmp_path: Path) -> None:
+    # Two teachers with the same questions in other orders and the same samples, of lengths that tell whose they are.
+    ants = [*lengths_of("qa", 10, 11, 12), *lengths_of("qb", 13, 14)]
+    bees = [*lengths_of("qb", 20, 21), *lengths_of("qa", 22, 23, 24), *lengths_of("qc", 25)]
+    teacher(tmp_path, "ant", ants, "second")
+    teacher(tmp_path, "bee", bees, "first")
+    tables = []
+    for order in ((("bee", bees), ("ant", ants)), (("ant", ants), ("bee", bees))):
+        verdicts(tmp_path, "together", *order)
+        context = student(tmp_path, "together", sft__num_trajectories=3)
+        _, figures = written(context)
+        assert figures["examples"] == 3 + 3 + 1
+        tables.append(all_examples(context)[1])
+        # By sample, then by policy: the bee's first, the ant's first, the bee's second.
+        assert shape(context)[0] == Counter([22, 10, 23, 20, 13, 21, 25])
+    verdicts(tmp_path, "of_ant", ("ant", ants))
+    verdicts(tmp_path, "of_bee", ("bee", bees))
+    for data in (("of_bee", "of_ant"), ("of_ant", "of_bee")):
+        context = student(tmp_path, *data, sft__num_trajectories=3)
+        written(context)
+        tables.append(all_examples(context)[1])
+    assert tables[0].equals(tables[1])
+    assert tables[2].equals(tables[3])
 
 
-def test_matched_sets_want_room_for_every_trajectory() -> None:
-    settings = SftConfig(match_length=True, max_length=20)
-    training_set._check_room(9, 0, 4, settings)
-    with pytest.raises(ConfigError, match=r"sft.max_length=20 has no room for 1 of 4 .* sft.match_length=false"):
-        training_set._check_room(8, 1, 4, settings)
+@pytest.mark.ray
+def test_the_most_different_trajectories_are_those_of_the_rule(cluster: None, tmp_path: Path) -> None:
+    # Sample 1 repeats sample 0, sample 2 shares half of its bigrams, sample 3 none; alike for more questions than a task.
+    texts = ("1 2 3 4", "1 2 3 4", "1 2 3 4 5 6", "7 8 9")
+    names = [f"q{number:02d}" for number in range(training_set.QUESTIONS_PER_TASK + 1)]
+    rows = [(name, sample, text, "correct") for name in names for sample, text in enumerate(texts)]
+    teacher(tmp_path, "human", rows)
+    verdicts(tmp_path, "verify", ("human", rows))
+    expected = {1: {5}, 2: {5, 4}, 3: {5, 4, 7}}  # tokens: words and the end
+    for n, tokens in expected.items():
+        settings = {"sft__selection": "diverse", "sft__num_trajectories": n, "sft__pad_to": 4}
+        context = student(tmp_path, "verify", **settings)
+        _, figures = written(context)
+        assert (figures["examples"], figures["distinct_trajectories"]) == (4 * len(names), n * len(names))
+        assert set(shape(context)[0]) == tokens
 
 
 @pytest.mark.ray

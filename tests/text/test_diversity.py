@@ -42,6 +42,16 @@ def test_the_farthest_are_chosen_greedily_and_fewer_are_the_beginning_of_more() 
     assert farthest([], 3) == []
 
 
+def test_one_is_chosen_without_comparing_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    monkeypatch.setattr(diversity, "distance", lambda one, other: compared.append((one, other)) or 0.0)
+    texts = [sketch("a"), sketch("b"), sketch("c")]
+    assert farthest(texts, 1) == [0]
+    assert compared == []
+    farthest(texts, 3)
+    assert len(compared) == 2 + 1  # of the first to both others, of the second to the third
+
+
 def test_texts_that_are_all_the_same_are_taken_in_their_order() -> None:
     assert farthest([sketch("a b c")] * 4, 3) == [0, 1, 2]
 

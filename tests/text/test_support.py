@@ -12,9 +12,10 @@ VECTOR = json.loads((pathlib.Path(__file__).parents[1] / "data" / "vectors.json"
 LABELS = VECTOR["labels"]
 
 
-def choose(labels, num_trajectories, pad_to, seed, lengths=(), sketch=None, **settings):
+def choose(labels, num_trajectories, pad_to, seed, lengths=None, spread=None, question_ids=None, **settings):
     config = SftConfig(num_trajectories=num_trajectories, pad_to=pad_to, **settings)
-    return support.choose(labels, config, seed, lengths, sketch)
+    names = question_ids or [f"q{number}" for number in range(len(labels))]
+    return support.choose(names, labels, lengths or [[0] * len(row) for row in labels], config, seed, spread)
 
 
 @pytest.mark.parametrize("num_trajectories", [1, 2, 4, 8])
@@ -91,7 +92,8 @@ def test_random_selections_are_seeded_nested_and_independent_of_other_questions(
     for question in range(2):
         assert distinct(sets[2], question) < distinct(sets[4], question) < distinct(sets[8], question)
     assert distinct(sets[4], 0) != distinct(sets[4], 1)
-    assert distinct(choose([[0] * 16, [1] * 16], 4, pad_to=16, seed=5, selection="random"), 1) == distinct(sets[4], 1)
+    alone = choose([[1] * 16], 4, pad_to=16, seed=5, selection="random", question_ids=["q1"])
+    assert distinct(alone, 0) == distinct(sets[4], 1)
     assert distinct(choose(labels, 4, pad_to=16, seed=6, selection="random")) != distinct(sets[4])
 
 
@@ -99,15 +101,17 @@ def test_diverse_selection_starts_with_the_first_and_goes_as_far_as_it_can():
     texts = ["a b c d", "a b c e", "a b c d", "x y z w", "x y c d"]
     asked = []
 
-    def sketch(keys):
-        asked.extend(keys)
-        return {(question, index): diversity.sketch(texts[index]) for question, index in keys}
+    def spread(groups):
+        asked.extend(groups)
+        return [
+            diversity.farthest([diversity.sketch(texts[index]) for _, index in keys], count) for keys, count in groups
+        ]
 
     labels = [[0, 1, 1, 1, 1], [0] * 5]
-    examples = choose(labels, 3, pad_to=5, seed=0, sketch=sketch, selection="diverse")
+    examples = choose(labels, 3, pad_to=5, seed=0, spread=spread, selection="diverse")
     # From text 1: text 2 shares three bigrams of five (distance 0.4), 3 and 4 none (1). 3 comes first; of 4's six
     # bigrams with it two are shared (0.67), which is farther than 2 is from 1.
-    assert asked == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert asked == [([(0, 1), (0, 2), (0, 3), (0, 4)], 3), ([], 3)]
     assert distinct(examples) == {1, 3, 4}
     assert len(examples) == 4
 

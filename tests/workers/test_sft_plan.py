@@ -29,7 +29,7 @@ def test_every_epoch_takes_every_example_once_in_an_order_of_its_own() -> None:
 def test_one_group_is_a_uniform_shuffle_however_the_examples_are_cut() -> None:
     order = torch.randperm(10, generator=torch.Generator().manual_seed(seed_of(1, "sft", 0))).tolist()
     for rows in ([10], [3, 3, 4], [1] * 10):
-        plan = sft_plan.plan(rows, SETTINGS, seed=1)
+        plan = sft_plan.plan(rows, SETTINGS.model_copy(update={"shuffle_shards": 10}), seed=1)
         assert [plan.indices(step) for step in range(3)] == [order[:4], order[4:8], order[8:]]
 
 
