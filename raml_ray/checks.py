@@ -94,3 +94,10 @@ def engines(stage: str, num: int | tuple[int, int]) -> None:
             f"{stage}.num_engines={num}: give a number from 1, or the fewest and the most, for example"
             f" {stage}.num_engines=1,4"
         )
+
+
+def set_names(evaluate: EvaluateConfig) -> None:
+    """A set's name begins the ids of its questions, up to the first `/`."""
+    for name in evaluate.sets:
+        if not name or "/" in name:
+            raise ValueError(f"evaluate.sets.{name}: a set's name must not be empty or hold `/`; rename it")

@@ -93,6 +93,7 @@ class Config(Settings):
         checks.pattern("verify.answer_pattern", self.verify.answer_pattern)
         checks.parallel_sizes(self.engine)
         checks.response_ends(self.generate, self.evaluate, self.engine)
+        checks.set_names(self.evaluate)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
         self._check_steps()

@@ -47,14 +47,13 @@ def _trajectories(name: str, teacher: str, *, max_tokens: int, gpus: int) -> Con
             "generate.top_k": 50,
             "generate.max_tokens": max_tokens,
             "generate.num_engines": [1, 8],
+            "generate.shard_questions": 2,  # 128 responses: what a kill may cost
             "engine.tensor_parallel_size": gpus,
             "engine.gpus_per_engine": gpus,
             "engine.dtype": "bfloat16",
             "engine.enforce_eager": False,
             "engine.max_model_len": PROMPT_TOKENS + max_tokens,
-            # Loading takes minutes from a shared disk; the longest responses of a shard take hours.
-            "engine.start_timeout_s": 3600,
-            "engine.request_timeout_s": 6 * 3600,
+            "engine.start_timeout_s": 3600,  # loading takes minutes from a shared disk
             "verify.judge": "paper",
             "report.title": f"Trajectories of {teacher}",
         },

@@ -89,7 +89,8 @@ class DataConfig(Settings):
     `verifiable` (the gold answer can be judged), `complete`, `no_image`, `no_markup` (neither address nor HTML), `digits`
     (the answer is a whole number in digits). By default all are kept."""
     max_rejected_fraction: float = Field(0.01, ge=0, le=1)
-    """A stage stops when a larger share of its rows had to be set aside."""
+    """A stage stops when a larger share of its rows had to be set aside: of the source's, and of the trajectories that
+    were to be sampled."""
 
 
 class PolicyConfig(Settings):
@@ -144,11 +145,17 @@ class EngineConfig(Settings):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     enforce_eager: bool = True
     start_timeout_s: float = Field(300, gt=0)
-    """An engine that is not up by then fails the step; in `grpo` it is started once more before."""
+    """An engine that is not up by then is ended and started anew. The step fails if no other one works: at once if none
+    ever did, else when four in a row did not start; in `grpo` the second time."""
     request_timeout_s: float = Field(600, gt=0)
-    """A call to an engine that has not answered by then counts as a dead engine."""
+    """In `grpo` a call to an engine that has not answered by then counts as a dead engine."""
     stall_timeout_s: float = Field(300, gt=0)
     """An engine that has work and finishes no step for so long hangs: it is ended, and a fresh one takes its place."""
+    max_attempts: int = Field(2, ge=1)
+    """In `generate` and `evaluate` a row over which so many engines died, with nothing else in them, is set aside."""
+    max_failures: int = Field(20, ge=0)
+    """More engines that died in `generate` or `evaluate`, while no row came out of any or was found to be at fault, end
+    the step: the fault is not a row's."""
 
 
 class GenerateConfig(Settings):
@@ -183,10 +190,6 @@ class GenerateConfig(Settings):
     """Most response tokens after `budget_text`, within max_tokens."""
     shard_questions: int = Field(16, ge=1)
     """Questions of one shard: the unit of commit and of work lost to a kill."""
-    max_attempts: int = Field(2, ge=1)
-    """A row over which so many engines died, with nothing else in them, is set aside."""
-    max_engine_failures: int = Field(20, ge=0)
-    """More dead engines than that end the step: the fault is not a row's."""
     oracle_length: Literal["long", "short"] = "long"
     """The oracle reduces one pair of operands per line (`long`) or two."""
 
@@ -199,10 +202,12 @@ class VerifyConfig(Settings):
     (OpenCompass' use of math-verify), with its rounding and its boxes that merge."""
     num_workers: int = Field(2, ge=1)
     """Judge processes per node."""
-    cpu_seconds: float = Field(2.0, gt=0)
-    """CPU time that the kernel grants one item, seconds; more is the verdict `timeout`."""
+    cpu_seconds: float = Field(1.0, gt=0)
+    """CPU time that the kernel grants one item, seconds; more is the verdict `timeout`. Three times what the slowest of
+    a thousand ordinary answers takes on a busy machine."""
     wall_seconds: float = Field(20.0, gt=0)
-    """Guard against a judge that sleeps instead of computing, seconds."""
+    """Guard against a judge that sleeps instead of computing, seconds. Twenty times cpu_seconds, which nothing computes
+    for on a machine with fewer than twenty busy processes to a core: raise both together."""
     max_answer_chars: int = Field(2000, ge=1)
     """A longer final answer is compared as a string only."""
     answer_pattern: str = ""
@@ -254,15 +259,17 @@ class SftConfig(Settings):
     """Which correct trajectories of a question those are: the first sampled (the paper's rule), or others; `diverse`:
     the first, then ever the one whose words differ most from all before."""
     length: Literal["any", "short", "medium", "long"] = "any"
-    """Only trajectories of this third of their question's correct ones among the first pad_to, by length in tokens of
-    their policy (in characters where some have no token ids)."""
+    """Only trajectories of this third of their question's correct ones among the first pad_to, by length in the
+    student's tokens."""
     match_length: bool = False
     """Keep only questions that have a trajectory in every third, and of each as many distinct ones as its smallest third
     has at most: sets of different `length` then differ in nothing else."""
     pad_to: int = Field(64, ge=1)
-    """Of a question's first so many trajectories the correct ones are counted; resampling pads to that count, whatever n."""
+    """Of a question's first so many trajectories (of all policies together) the correct ones within max_length are
+    counted; resampling pads to that count, whatever n."""
     policies: tuple[str, ...] = ()
-    """Only trajectories of these policies (by policy_id's name part); empty takes all."""
+    """Only trajectories of these policies (by policy_id's name part); empty takes all. Those of several policies are one
+    set, ordered by sample index, then by policy_id: the order of the step's data does not matter."""
     batch_size: int = Field(64, ge=1)
     """Trajectories of one optimizer step, over all workers."""
     num_epochs: float = Field(2, gt=0)
@@ -272,10 +279,11 @@ class SftConfig(Settings):
     warmup_steps: int = Field(10, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     max_length: int = Field(512, ge=2)
-    """Longer examples (prompt and response tokens) are set aside and counted."""
+    """Trajectories that make longer examples (prompt and response tokens) cannot be chosen: they are set aside and
+    counted."""
     examples_per_shard: int = Field(4096, ge=1)
     """Examples of one file of the training set: what a task holds while it writes one."""
-    shuffle_shards: int = Field(64, ge=1)
+    shuffle_shards: int = Field(8, ge=1)
     """Files whose examples are shuffled together: the learners' reading tasks hold the tokens of so many at once."""
 
 

@@ -86,6 +86,13 @@ def test_an_assignment_without_a_sign_is_refused() -> None:
         parse_assignments(["seed"])
 
 
+@pytest.mark.parametrize("name", ["math/500", "/", ""])
+def test_a_set_s_name_that_would_mix_up_the_ids_of_its_questions_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.sets\..*rename"):
+        override(Config(), {"evaluate.sets": {name: "miniature:test"}})
+    assert override(Config(), {"evaluate.sets": {"math500": "a/b"}}).evaluate.sets == {"math500": "a/b"}
+
+
 def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'miniature'"):
         presets.by_name("minature")

@@ -3,6 +3,7 @@
 For correct trajectories and, with the gold answer just the same, for wrong ones (paper, section 2.2 and Fig. 16).
 """
 
+import json
 from collections import defaultdict
 from typing import Any
 
@@ -161,18 +162,18 @@ class ShardProbe:
         The ids that an engine sampled, where they are this policy's tokens of that prompt and text; else its tokens of the
         text. Raises: ValueError if the text lacks the prefix that the prompt forces.
         """
-        sampled = row["token_ids"]
+        sampled, stops = row["token_ids"], json.loads(row["sampling"] or "{}").get("stop_token_ids", [])
         prompt_ids = prompts.prompt_token_ids(self._tokenizer, row["problem"], self._prompt)
         if (
             sampled is not None
             and row["prompt_token_ids"] == prompt_ids
-            and prompts.response_text(self._tokenizer, sampled, self._prompt) == row["text"]
+            and prompts.response_text(self._tokenizer, sampled, self._prompt, stops) == row["text"]
         ):
             response_ids = list(sampled)
         else:
             example = batches.encode(self._tokenizer, row["problem"], row["text"], self._prompt)
             response_ids = list(example.response_token_ids)
-        if response_ids and response_ids[-1] == self._tokenizer.eos_token_id:
+        if response_ids and response_ids[-1] in (self._tokenizer.eos_token_id, *stops):
             response_ids = response_ids[:-1]
         return prompt_ids, response_ids
 

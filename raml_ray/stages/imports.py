@@ -69,6 +69,8 @@ def _flaw(found: list[Any], labels: list[Any] | None, index: int) -> str:
         return "missing_text"
     if not isinstance(found[index], str) or not found[index].strip():
         return "empty_text"
+    if flaw := reading.flaw_of(found[index]):
+        return flaw
     if labels is not None and len(labels) != len(found):
         return f"bad_label:{len(labels)} of {len(found)} texts"
     if labels is not None and not (isinstance(labels[index], bool | int | float) and labels[index] in (0, 1)):

@@ -123,7 +123,7 @@ def judge(
                 "verify": verify.model_dump(mode="json"),
                 "data": data.model_dump(mode="json"),
             },
-            mapping.Workers(num_nodes(ray.nodes())),  # Ray Data spreads them over the nodes
+            mapping.Workers(num_nodes(ray.nodes()), placement={"scheduling_strategy": "SPREAD"}),
             mapping.Patience(seconds, f"verify.wall_seconds={verify.wall_seconds:g}, of {most} answers a shard,"),
         )
         sizes = {shard.verdicts: len(expected) for shard, expected in zip(wanted, ids, strict=True)}

@@ -2,13 +2,15 @@
 
 Ray starts a dead engine again and gives it its shards anew, without end. The ledger is what puts an end to it. It is one
 small actor beside the driver; engines tell it what they are about to do, so that it knows what they died of.
+
+A shard that engines keep dying with is sampled in batches, each with nothing else in the engine: first all of its rows;
+a batch that an engine died of is halved until the row is known. Batches that came out are kept meanwhile.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -17,46 +19,41 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raml_ray import cluster
+from raml_ray.records import Rejected
 from raml_ray.stages.shards import question_of
 
 ANSWERS_S = 60.0
 """A ledger that has not answered by then is gone, and the driver with it."""
 WITHOUT_A_WORD = "killed, or out of memory"
 MOST_FAILED_STARTS = 3
-"""Engines that died while they started, in a row: more than that is no accident."""
+"""Engines that died while they started, in a row: more than that is no accident, unless another engine works."""
 CARELESS_DEATHS = 2
-"""Engines that a shard may die with in company before it gets one to itself."""
-
-
+"""Engines that a shard may die with in company before its rows are looked at."""
 BAD_ROWS = 2
 """Rows of one question that engines died of: it is their common prompt."""
+MOST_GUILTY = 4
+"""Rows found guilty in a row, while nothing came out: more than that speak against the engines, not against rows."""
+
+Batch = tuple[str, ...]
+"""Keys of rows that are in an engine together, and nothing else with them."""
 
 
-class Care(Enum):
-    """How a shard is sampled."""
+class Part(NamedTuple):
+    """What came out of an engine: answered rows, and those that it refused."""
 
-    TOGETHER = "together"
-    """With other shards: nothing speaks against it."""
-    ALONE = "alone"
-    """With no other shard in the engine, to know whether one of its rows is at fault."""
-    ROW_BY_ROW = "row by row"
-    """Every row with no other one in the engine, to know which."""
+    rows: pa.Table
+    rejected: list[Rejected]
 
 
 class Order(NamedTuple):
-    """How to sample a shard, and what needs no sampling any more: row key -> one row, or why it is set aside."""
+    """How to sample a shard."""
 
-    care: Care
-    kept: dict[str, pa.Table]
+    batches: list[Batch] | None
+    """What is left to sample, one batch after the other; None: all rows, and other shards beside them."""
+    kept: list[Part]
+    """What came out before, and needs no sampling any more."""
     set_aside: dict[str, str]
-    questions: dict[str, str]
-    """Questions of which no further row is to be tried, and why."""
-
-    def against(self, question_id: str, row_key: str) -> str | None:
-        """Why a row is set aside, or None if it is not."""
-        if row_key in self.kept:
-            return None
-        return self.set_aside.get(row_key) or self.questions.get(question_id)
+    """Rows that are not to be tried any more, and why."""
 
 
 class Report(NamedTuple):
@@ -76,10 +73,12 @@ class Report(NamedTuple):
 @dataclass(slots=True)
 class _Shard:
     deaths: int = 0
-    deaths_alone: int = 0
-    rows: dict[str, list[str]] = field(default_factory=dict)
-    """Row -> the reasons of the engines that died with nothing else in them."""
-    kept: dict[str, pa.Table] = field(default_factory=dict)
+    batches: list[Batch] | None = None
+    """None until the shard is sampled with care."""
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+    """Row -> what engines died of that held nothing else."""
+    set_aside: dict[str, str] = field(default_factory=dict)
+    kept: list[Part] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -88,10 +87,8 @@ class _Engine:
     node: str
     since: float
     started: bool = False
-    inside: dict[int, Care] = field(default_factory=dict)
-    """Shards that have requests in it."""
-    alone: tuple[int, str] | None = None
-    """The one row that is in it."""
+    inside: dict[int, Batch | None] = field(default_factory=dict)
+    """Shards that have requests in it; of one that is sampled with care, the batch."""
 
 
 class Limits(NamedTuple):
@@ -113,7 +110,10 @@ class Ledger:
         self._engines: dict[str, _Engine] = {}
         self._shards: dict[int, _Shard] = {}
         self._reasons: list[str] = []
-        self._nodes_lost = self._failed_starts = self._progress = 0
+        self._nodes_lost = self._progress = 0
+        self._in_vain = self._guilty = 0
+        """Engines that died, and rows found guilty, since something came out of an engine."""
+        self._failed_starts, self._any_started = 0, False
         self._stop = ""
 
     def starting(self, engine: str, actor: str, node: str) -> str:
@@ -123,15 +123,18 @@ class Ledger:
         """
         for name, other in list(self._engines.items()):
             if other.actor == actor:
-                self._died(name, WITHOUT_A_WORD, with_node=not self._node_is_alive(other.node))
+                self._died(name, self._lateness(other) or WITHOUT_A_WORD)
         self._engines[engine] = _Engine(actor, node, time.monotonic())
         return self._stop
 
-    def started(self, engine: str) -> None:
-        if engine in self._engines:
-            self._engines[engine].started = True
+    def started(self, engine: str) -> bool:
+        """The engine is there. Returns whether it is still wanted: one that took too long is not."""
+        if engine not in self._engines:
+            return False
+        self._engines[engine].started = self._any_started = True
         self._progress += 1
         self._failed_starts = 0
+        return True
 
     def works(self, engine: str) -> None:
         """The engine is alive; while it holds shards its own loop sees to it that its steps come to an end."""
@@ -141,84 +144,110 @@ class Ledger:
     def failed(self, engine: str, reason: str) -> None:
         """The engine is about to end for this reason."""
         if engine in self._engines:
-            self._died(engine, reason, with_node=False)
+            self._died(engine, reason, on_its_own=True)
 
     def stop(self, reason: str) -> None:
         """The step cannot go on: no engine is to start any more."""
         self._stop = self._stop or reason
 
-    def order(self, shard: int) -> Order:
-        """How to sample a shard now. Raises: RuntimeError if the step has to end."""
+    def order(self, shard: int, rows: Sequence[str]) -> Order:
+        """How to sample a shard that has these rows now. Raises: RuntimeError if the step has to end."""
         if self._stop:
             raise RuntimeError(self._stop)
-        known = self._shards.get(shard, _Shard())
-        if known.deaths < CARELESS_DEATHS:
-            care = Care.TOGETHER
-        else:
-            care = Care.ROW_BY_ROW if known.deaths_alone else Care.ALONE
-        guilty = {key: reasons[-1] for key, reasons in known.rows.items() if len(reasons) >= self._limits.max_attempts}
-        rows_of = Counter(question_of(key) for key in guilty)
-        bad = {question_of(key): why for key, why in guilty.items() if rows_of[question_of(key)] >= BAD_ROWS}
-        return Order(care, dict(known.kept), guilty, bad)
+        known = self._shards.get(shard)
+        if known is None or known.deaths < CARELESS_DEATHS:
+            return Order(None, [], {})
+        if known.batches is None:
+            known.batches = [tuple(rows)] if rows else []
+        return Order(list(known.batches), list(known.kept), dict(known.set_aside))
 
-    def entered(self, engine: str, shard: int, care: Care) -> None:
-        """The shard's requests are about to enter the engine."""
+    def entered(self, engine: str, shard: int, batch: Batch | None) -> None:
+        """The shard's requests, or those of one batch of it, are about to enter the engine."""
         if engine in self._engines:
-            self._engines[engine].inside[shard] = care
+            self._engines[engine].inside[shard] = batch
 
-    def alone(self, engine: str, shard: int, row_key: str) -> None:
-        """The one row that is about to enter the engine, which holds no other."""
-        if engine in self._engines:
-            self._engines[engine].alone = (shard, row_key)
+    def left(self, engine: str, shard: int, part: Part | None) -> None:
+        """All of them came out; `part` is what became of a batch, which need not be made again."""
+        if engine not in self._engines:
+            return
+        batch = self._engines[engine].inside.pop(shard, None)
+        self._in_vain = self._guilty = 0
+        known = self._shards.get(shard)
+        if part and known and known.batches and batch in known.batches:
+            known.batches.remove(batch)
+            known.kept.append(part)
 
-    def keep(self, engine: str, shard: int, row_key: str, row: pa.Table | None) -> None:
-        """The row that was alone came out; what became of it need not be made again."""
-        if engine in self._engines:
-            self._engines[engine].alone = None
-        if row is not None:
-            self._shards.setdefault(shard, _Shard()).kept[row_key] = row
-
-    def done(self, engine: str, shard: int) -> None:
+    def done(self, shard: int) -> None:
         """The shard is committed."""
-        if engine in self._engines:
-            self._engines[engine].inside.pop(shard, None)
         self._shards.pop(shard, None)
 
     def report(self) -> Report:
-        """How things stand; here it is noticed that an engine takes too long to start."""
-        late = [e for e in self._engines.values() if not e.started and self._seconds(e) > self._limits.start_timeout_s]
-        if late:
-            self.stop(
-                f"an engine has not started within engine.start_timeout_s={self._limits.start_timeout_s:g}:"
-                " look at the engine's log, or raise the setting"
-            )
+        """How things stand; here it is noticed that an engine takes too long to start, or that its node is gone."""
+        for name, engine in list(self._engines.items()):
+            late = self._lateness(engine)
+            if late or not self._node_is_alive(engine.node):
+                self._died(name, late)
         last = self._reasons[-1] if self._reasons else ""
         return Report(self._stop, self._progress, len(self._reasons), self._nodes_lost, last)
 
-    def _seconds(self, engine: _Engine) -> float:
-        return time.monotonic() - engine.since
+    def _lateness(self, engine: _Engine) -> str:
+        """What is to be said of an engine that should have started by now; empty of any other."""
+        limit = self._limits.start_timeout_s
+        if engine.started or time.monotonic() - engine.since <= limit:
+            return ""
+        return f"not started within engine.start_timeout_s={limit:g}: look at the engine's log, or raise the setting"
 
-    def _died(self, name: str, reason: str, *, with_node: bool) -> None:
+    def _died(self, name: str, reason: str, *, on_its_own: bool = False) -> None:
         engine = self._engines.pop(name)
         self._progress += 1
-        if with_node:
+        if not on_its_own and not self._node_is_alive(engine.node):
             self._nodes_lost += 1
             return
         self._reasons.append(reason)
-        for shard, care in engine.inside.items():
-            known = self._shards.setdefault(shard, _Shard())
-            known.deaths += 1
-            known.deaths_alone += care is not Care.TOGETHER
-        if engine.alone:
-            shard, row_key = engine.alone
-            self._shards[shard].rows.setdefault(row_key, []).append(reason)
+        self._in_vain += engine.started
         self._failed_starts += not engine.started
+        for shard, batch in engine.inside.items():
+            self._blame(shard, batch, reason)
+        self._judge(late=bool(self._lateness(engine)))
+
+    def _blame(self, shard: int, batch: Batch | None, reason: str) -> None:
+        known = self._shards.setdefault(shard, _Shard())
+        known.deaths += 1
+        if batch is None or not known.batches or batch not in known.batches:
+            return
+        if len(batch) > 1:
+            place, half = known.batches.index(batch), len(batch) // 2
+            known.batches[place : place + 1] = [batch[:half], batch[half:]]
+            return
+        reasons = known.reasons.setdefault(batch[0], [])
+        reasons.append(reason)
+        if len(reasons) >= self._limits.max_attempts:
+            self._set_aside(known, batch[0], reason)
+
+    def _set_aside(self, known: _Shard, row: str, reason: str) -> None:
+        """The row is guilty. With a second one of its question all that have not come out yet go with it."""
+        known.set_aside[row] = reason
+        assert known.batches is not None
+        question, guilty = question_of(row), Counter(map(question_of, known.set_aside))
+        if guilty[question] >= BAD_ROWS:
+            waiting = (key for batch in known.batches for key in batch)
+            known.set_aside |= {key: reason for key in waiting if question_of(key) == question and key != row}
+        left = (tuple(key for key in batch if key not in known.set_aside) for batch in known.batches)
+        known.batches = [batch for batch in left if batch]
+        self._guilty += 1
+        if self._guilty <= MOST_GUILTY:
+            self._in_vain = 0
+
+    def _judge(self, *, late: bool) -> None:
+        """Ends the step if it is no row that is at fault."""
         last = "; ".join(dict.fromkeys(self._reasons[-5:]))
-        if self._failed_starts > MOST_FAILED_STARTS:
+        if late and not self._any_started and not self._engines:
+            self.stop(f"no engine has started: {last}")
+        if self._failed_starts > MOST_FAILED_STARTS and not any(e.started for e in self._engines.values()):
             self.stop(f"{self._failed_starts} engines in a row died while they started, the last of: {last}")
-        if len(self._reasons) > self._limits.max_failures:
+        if self._in_vain > self._limits.max_failures:
             self.stop(
-                f"{len(self._reasons)} engines died, more than generate.max_engine_failures="
+                f"{self._in_vain} engines died and nothing came out in between, more than engine.max_failures="
                 f"{self._limits.max_failures} allows, the last of: {last}"
             )
 

@@ -138,7 +138,7 @@ class RolloutPool:
         """Q groups of G rollouts. What the engine refused has the verdict `error`: it leaves its group."""
         size = self._config.grpo.num_trajectories
         texts = [
-            prompts.response_text(self._tokenizer, answer.token_ids, self._config.prompt)
+            prompts.response_text(self._tokenizer, answer.token_ids, self._config.prompt, self._stop)
             if isinstance(answer, Completion)
             else ""
             for answer in answers

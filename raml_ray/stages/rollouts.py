@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from raml_ray.stages import ledger, mapping
 from raml_ray.stages.context import Context, Counts
 from raml_ray.stages.progress import Progress
 from raml_ray.stages.shard_sampler import ShardSampler
-from raml_ray.stages.shards import QUESTIONS, TRAJECTORIES, sample_key, shard_name
+from raml_ray.stages.shards import QUESTIONS, TRAJECTORIES, rejected_of, sample_key, shard_name
 from raml_ray.storage import Folder
 from raml_ray.text import prompts
 from raml_ray.workers import policy as policies
@@ -69,8 +69,9 @@ def sample(
     trajectories, distinct texts, tokens, truncated ones, why rows were rejected, and what this attempt survived.
 
     Raises: ConfigError if the engines do not fit the cluster, the policy cannot be used, no prompt fits the engine, or
-    the shards that are there belong to other questions; RuntimeError if rows were lost or more engines died than
-    generate.max_engine_failures.
+    the shards that are there belong to other questions, or more than data.max_rejected_fraction of the rows had to be
+    set aside (which is said when all is written); RuntimeError if rows were lost or more engines died than
+    engine.max_failures.
     """
     _keep_questions(context, questions)
     num_shards = math.ceil(len(questions) / shard_questions)
@@ -94,6 +95,7 @@ def sample(
         ) as progress:
             survived = _sample_shards(context, missing, job, num_engines, progress)
     counts, figures = _counted(context.folder, questions, num_samples, shard_questions)
+    _check_share(context, counts, figures["rejected_reasons"])
     counts = Counts(
         rows_in=counts.rows_in + (questions_rejected + questions_filtered) * num_samples,
         rows_out=counts.rows_out,
@@ -202,15 +204,13 @@ def _sample_shards(
     progress: Progress,
 ) -> dict[str, int]:
     """Make the missing shards; what the engines went through meanwhile."""
-    engine, generate = context.config.engine, context.config.generate
+    engine = context.config.engine
     fewest, most = (num_engines, num_engines) if isinstance(num_engines, int) else num_engines
     rows = job["num_samples"] * job["shard_questions"]
     placement: dict[str, Any] = {"scheduling_strategy": "SPREAD" if engine.placement == "spread" else "DEFAULT"}
     if engine.node_labels:
         placement["label_selector"] = dict(engine.node_labels)
-    book = ledger.beside_driver(
-        ledger.Limits(generate.max_engine_failures, generate.max_attempts, engine.start_timeout_s)
-    )
+    book = ledger.beside_driver(ledger.Limits(engine.max_failures, engine.max_attempts, engine.start_timeout_s))
 
     num_told = 0
 
@@ -250,15 +250,29 @@ def _sample_shards(
     return {"engine_failures": last.engine_failures, "nodes_lost": last.nodes_lost}
 
 
+def _check_share(context: Context, counts: Counts, reasons: Mapping[str, int]) -> None:
+    """Raises: ConfigError if more samples than data.max_rejected_fraction had to be set aside."""
+    allowed = context.config.data.max_rejected_fraction
+    if counts.rejected > allowed * counts.rows_in:
+        why = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
+        raise ConfigError(
+            f"step {context.step.name!r}: {counts.rejected} of {counts.rows_in} trajectories had to be set aside ({why}),"
+            f" more than data.max_rejected_fraction={allowed} allows: all others are there; look into"
+            f" {(context.folder / 'rejected').path}, and raise the setting to go on with them"
+        )
+
+
 def _counted(
     folder: Folder, questions: Sequence[Question], num_samples: int, shard_questions: int
 ) -> tuple[Counts, dict[str, Any]]:
-    """Counts and figures of what the folder holds, read shard by shard: all rows need not fit into memory."""
+    """Counts and figures of what the folder holds, read shard by shard: all rows need not fit into memory.
+
+    Puts the rows that shards set aside into files of their own.
+    """
     reasons: Counter[str] = Counter()
     totals: Counter[str] = Counter()
     num_shards = math.ceil(len(questions) / shard_questions)
     wanted_names = {shard_name(index): index for index in range(num_shards)}
-    set_aside = set((folder / "rejected").names("shard-", ".parquet"))
     columns = ["question_id", "sample_index", "text", "finish_reason", "token_ids"]
     for name in sorted(wanted_names.keys() | (folder / TRAJECTORIES).names("shard-", ".parquet")):
         place = wanted_names.get(name, num_shards) * shard_questions
@@ -268,13 +282,14 @@ def _counted(
             for index in range(num_samples)
         ]
         table = (folder / TRAJECTORIES).read_table(name, columns)
-        rejected = (
-            (folder / "rejected").read_table(name, ["row_key", "reason"]).to_pydict() if name in set_aside else {}
-        )
+        rejected = rejected_of(table)
+        mapping.write_rejected(folder, name, rejected)
         question_ids = table["question_id"].to_pylist()
         samples = zip(question_ids, table["sample_index"].to_pylist(), strict=True)
-        mapping.check_complete(folder, wanted, [sample_key(*sample) for sample in samples], rejected.get("row_key", ()))
-        reasons.update(rejected.get("reason", ()))
+        mapping.check_complete(
+            folder, wanted, [sample_key(*sample) for sample in samples], [row.row_key for row in rejected]
+        )
+        reasons.update(row.reason for row in rejected)
         totals["trajectories"] += table.num_rows
         totals["distinct_texts"] += len(set(zip(question_ids, table["text"].to_pylist(), strict=True)))
         totals["tokens"] += pc.sum(pc.list_value_length(table["token_ids"])).as_py() or 0

@@ -6,9 +6,9 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,13 +19,12 @@ from raml_ray import records
 from raml_ray.config import fingerprint
 from raml_ray.records import Question, Rejected, Trajectory
 from raml_ray.settings import EngineConfig, PromptConfig
-from raml_ray.stages import mapping
-from raml_ray.stages.ledger import ANSWERS_S, Care, Order
-from raml_ray.stages.shards import QUESTIONS, TRAJECTORIES, sample_key, shard_name
+from raml_ray.stages.ledger import ANSWERS_S, Batch, Order, Part
+from raml_ray.stages.shards import QUESTIONS, TRAJECTORIES, sample_key, shard_name, with_rejected
 from raml_ray.storage import Folder
 from raml_ray.text import prompts
 from raml_ray.workers import policy as policies
-from raml_ray.workers.engine import Engine
+from raml_ray.workers.engine import CannotServe, Engine
 from raml_ray.workers.engine_loop import EngineFailure, EngineLoop
 from raml_ray.workers.responses import Response, respond
 from raml_ray.workers.sampling import Failure, Request
@@ -33,6 +32,13 @@ from raml_ray.workers.scripted_engine import ScriptedEngine
 
 BEAT_S = 5.0
 """Between two words of an engine to the ledger."""
+
+
+class Asked(NamedTuple):
+    """A sample that an engine is to make: its row without an answer, and what the engine is asked."""
+
+    row: Trajectory
+    request: Request
 
 
 def engine_class(settings: EngineConfig) -> type[Engine] | type[ScriptedEngine]:
@@ -83,9 +89,11 @@ class ShardSampler:
         here = ray.get_runtime_context()
         if stop := self._tell("starting", here.get_actor_id(), here.get_node_id()):
             raise RuntimeError(stop)
+        # Only another process can end one that hangs in the start of its engine: Ray then makes a fresh one.
+        self._settings = EngineConfig.model_validate(job["engine"])
+        faulthandler.dump_traceback_later(self._settings.start_timeout_s, exit=True)
         self._folder = Folder(job["folder"])
         self._prompt = PromptConfig.model_validate(job["prompt"])
-        self._settings = EngineConfig.model_validate(job["engine"])
         self._sampling, self._budget = job["sampling"], job["budget"]
         self._questions = self._folder.read_table(QUESTIONS)
         self._tokenizer = policies.load_tokenizer(job["policy_path"])
@@ -93,7 +101,8 @@ class ShardSampler:
         self._how = self._fingerprint()
         self._gate = Gate()
         self._loop = EngineLoop(self._engine(), stall_timeout_s=self._settings.stall_timeout_s, on_failure=self._end)
-        self._tell("started")
+        if not self._tell("started"):
+            os._exit(1)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def _engine(self) -> Engine | ScriptedEngine:
@@ -104,7 +113,7 @@ class ShardSampler:
                 seed=self._job["seed"],
                 needs_text=bool(self._sampling.stop),
             )
-        except ValueError as error:  # another attempt would end alike
+        except CannotServe as error:  # another attempt would end alike
             self._ledger.stop.remote(f"the engine cannot serve this policy with these settings: {error}")
             raise
         except Exception as error:
@@ -138,54 +147,57 @@ class ShardSampler:
         report = {"shard": shard, "rows": len(questions) * self._job["num_samples"], "tokens": 0}
         if folder.exists(name):  # what was lost is Ray's note of it
             return report
-        order = ray.get(self._ledger.order.remote(shard), timeout=ANSWERS_S)
+        asked, rejected = self._asked(questions)
         try:
-            with self._gate.together() if order.care is Care.TOGETHER else self._gate.alone():
-                self._tell("entered", shard, order.care)
-                rows, rejected = self._rows(shard, questions, order)
+            parts = self._parts(shard, asked)
         except EngineFailure as error:
             self._end(str(error))
-        mapping.write_rejected(self._folder, name, rejected)
-        # Last: the trajectories' file is what says that the shard is made.
-        folder.write_table(name, rows)
-        self._tell("done", shard)
+        rows = pa.concat_tables([records.TRAJECTORY.empty_table(), *(part.rows for part in parts)])
+        rejected += [row for part in parts for row in part.rejected]
+        if not folder.exists(name):  # an engine that was believed dead may have made it meanwhile
+            folder.write_table(name, with_rejected(rows, rejected))
+        ray.get(self._ledger.done.remote(shard), timeout=ANSWERS_S)
         return report | {"tokens": pc.sum(pc.list_value_length(rows["token_ids"])).as_py() or 0}
 
-    def _rows(self, shard: int, questions: Sequence[Question], order: Order) -> tuple[pa.Table, list[Rejected]]:
-        """Every sample of these questions, as a trajectory or set aside."""
-        plan: list[tuple[Trajectory, Request]] = []
+    def _asked(self, questions: Sequence[Question]) -> tuple[dict[str, Asked], list[Rejected]]:
+        """Every sample of these questions by its key, but for those that no engine is asked for."""
+        asked: dict[str, Asked] = {}
         rejected: list[Rejected] = []
-        stage = self._job["stage"]
         for question in questions:
             ids = prompts.prompt_token_ids(self._tokenizer, question.problem, self._prompt)
             special = prompts.special_token_in(self._tokenizer, question.problem)
             for index in range(self._job["num_samples"]):
                 key = sample_key(question.question_id, index)
                 if special:
-                    rejected.append(records.rejected(key, stage, f"special_token:{special}", question))
-                elif died := order.against(question.question_id, key):
-                    rejected.append(records.rejected(key, stage, f"engine_died:{died}", question))
+                    rejected.append(records.rejected(key, self._job["stage"], f"special_token:{special}", question))
                 else:
                     row = self._unanswered(question, index, ids)
-                    plan.append((row, Request(ids, row.seed)))
-        if order.care is Care.ROW_BY_ROW:
-            tables = [self._row_alone(shard, row, request, order, rejected) for row, request in plan]
-        else:
-            answers = respond(self._loop, [request for _, request in plan], self._sampling, self._budget)
-            tables = [self._answered([row for row, _ in plan], answers, rejected)]
-        return pa.concat_tables([records.TRAJECTORY.empty_table(), *tables]), rejected
+                    asked[key] = Asked(row, Request(ids, row.seed))
+        return asked, rejected
 
-    def _row_alone(
-        self, shard: int, row: Trajectory, request: Request, order: Order, rejected: list[Rejected]
-    ) -> pa.Table:
-        """One row with no other in the engine, or as it came out of an engine that died of a later one."""
-        key = sample_key(row.question_id, row.sample_index)
-        if key in order.kept:
-            return order.kept[key]
-        self._tell("alone", shard, key)
-        table = self._answered([row], respond(self._loop, [request], self._sampling, self._budget), rejected)
-        self._tell("keep", shard, key, table if table.num_rows else None)
-        return table
+    def _parts(self, shard: int, asked: Mapping[str, Asked]) -> list[Part]:
+        """What becomes of all rows of a shard. Raises: EngineFailure."""
+        order: Order = ray.get(self._ledger.order.remote(shard, list(asked)), timeout=ANSWERS_S)
+        if order.batches is None:
+            with self._gate.together():
+                return [self._sampled(shard, None, list(asked.values()))]
+        stage = self._job["stage"]
+        guilty = [
+            records.rejected(key, stage, f"engine_died:{why}", asked[key].row) for key, why in order.set_aside.items()
+        ]
+        parts = [Part(records.TRAJECTORY.empty_table(), guilty), *order.kept]
+        for batch in order.batches:
+            with self._gate.alone():
+                parts.append(self._sampled(shard, batch, [asked[key] for key in batch]))
+        return parts
+
+    def _sampled(self, shard: int, batch: Batch | None, asked: Sequence[Asked]) -> Part:
+        """What becomes of rows that enter the engine together: of one batch, or (None) of the whole shard."""
+        self._tell("entered", shard, batch)
+        answers = respond(self._loop, [one.request for one in asked], self._sampling, self._budget)
+        part = self._answered([one.row for one in asked], answers)
+        self._tell("left", shard, part if batch else None)
+        return part
 
     def _fingerprint(self) -> str:
         """Of what decides a trajectory besides its question and its policy."""
@@ -211,21 +223,20 @@ class ShardSampler:
             prompt_token_ids=prompt_ids,
         )
 
-    def _answered(
-        self, rows: Sequence[Trajectory], answers: Sequence[Response | Failure], rejected: list[Rejected]
-    ) -> pa.Table:
-        """The rows with their answers; what has none is added to `rejected`."""
-        answered = []
+    def _answered(self, rows: Sequence[Trajectory], answers: Sequence[Response | Failure]) -> Part:
+        """The rows with their answers, and those that have none."""
+        answered, rejected = [], []
         for row, answer in zip(rows, answers, strict=True):
             if isinstance(answer, Failure):
                 key = sample_key(row.question_id, row.sample_index)
                 rejected.append(records.rejected(key, self._job["stage"], answer.reason, row))
                 continue
             spans = [{"start": start, "end": end} for start, end in answer.forced]
+            text = prompts.response_text(self._tokenizer, answer.token_ids, self._prompt, self._sampling.stop_token_ids)
             answered.append(
                 asdict(row)
                 | {
-                    "text": prompts.response_text(self._tokenizer, answer.token_ids, self._prompt),
+                    "text": text,
                     "finish_reason": answer.finish_reason,
                     "token_ids": answer.token_ids,
                     "logprobs": answer.logprobs,
@@ -233,4 +244,4 @@ class ShardSampler:
                     "forced": spans or None,
                 }
             )
-        return records.table(answered, records.TRAJECTORY)
+        return Part(records.table(answered, records.TRAJECTORY), rejected)

@@ -119,7 +119,7 @@ def _file_rows(url: str, place: str, wanted: set[str]) -> Iterator[Row]:
 def _json_record(line: bytes) -> dict[str, object] | None:
     try:
         value = json.loads(line)
-    except ValueError:  # of JSON and of UTF-8 alike
+    except (ValueError, RecursionError):  # of JSON and of UTF-8 alike, and of brackets without end
         return None
     return value if isinstance(value, dict) else None
 
@@ -257,20 +257,33 @@ def _items(config: Config, data: DataConfig, stage: str) -> Generator[Item, None
 
 
 def _judged(items: Iterable[Item], config: Config, data: DataConfig, stage: str) -> Iterator[Item]:
-    """The items with every mathematical answer tried: one that does not even equal itself would make every trajectory wrong."""
+    """The items with every mathematical answer tried: one that does not even equal itself would make every trajectory wrong.
+
+    The strict judge says so, whichever is to judge: that the paper's does not know some answers again is its known
+    error, and no flaw of the answer. What the judge of the run cannot decide at all is set aside, too.
+    """
     if data.answers != "math":  # what these are, was checked as they were read
         yield from items
         return
     following = iter(items)
-    with judging.pool(config.verify, data) as pool:
+    strict = config.verify.model_copy(update={"judge": "strict"})
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(judging.pool(strict, data))
+        other = None if config.verify == strict else stack.enter_context(judging.pool(config.verify, data))
         while batch := list(islice(following, min(GOLDS_AT_ONCE, data.limit or GOLDS_AT_ONCE))):
             asked = {place: found for place, found in batch if isinstance(found, Question)}
             pairs = [(question.answer, f"\\boxed{{{question.answer}}}") for question in asked.values()]
-            judgements = dict(zip(asked, pool.judge(pairs), strict=True))
+            reasons = {
+                place: judgement.reason
+                for place, judgement in zip(asked, pool.judge(pairs), strict=True)
+                if judgement.verdict is not records.Verdict.CORRECT
+            }
+            for place, judgement in zip(asked, other.judge(pairs) if other else (), strict=False):
+                if not judgement.verdict.is_judgement:
+                    reasons.setdefault(place, judgement.reason)
             for place, found in batch:
-                judgement = judgements.get(place)
-                if judgement and judgement.verdict is not records.Verdict.CORRECT:
-                    reason = f"{reading.BAD_GOLD}{judgement.reason}"
+                if place in reasons:
+                    reason = f"{reading.BAD_GOLD}{reasons[place]}"
                     yield Item(place, reading.set_aside(place, reason, found, data, stage=stage))
                 else:
                     yield Item(place, found)

@@ -19,9 +19,13 @@ Judging, in this order (G is the gold answer, A the extracted one):
 7. Ratios and times are strings. `1:2` is not `2:4`.
 8. Words are words, ignoring case. `\text{North east}` is `north east`.
 9. A unit that only one side writes is dropped, two must agree, nothing is converted: `5` is `5\text{ cm}`, which is not
-   `5\text{ km}`. Percent is a unit: 50% is 50, not 0.5. So are degrees, money and number bases.
-10. Numbers are exact. `0.5` is `\frac12`, `0.333333` is not `\frac13`.
-11. The rest is math-verify's, without its rounding. `2\sqrt2` is `\sqrt8`.
+   `5\text{ km}`. Percent is a unit: 50% is 50, not 0.5. So are degrees and money. A number base is none: both write it
+   or neither, `101_3` is not `101`.
+10. What reading as mathematics would drop is compared as a string only: number words, operators and variables in
+   `\text`, relations that are no equality and dots, digits set apart that are no groups of thousands. Neither
+   `5\text{ million}` nor `x\approx5` nor `5\ldots` is `5`, and `5 0` is neither `0` nor `50`.
+11. Numbers are exact. `0.5` is `\frac12`, `0.333333` is not `\frac13`.
+12. The rest is math-verify's, without its rounding. `2\sqrt2` is `\sqrt8`.
 """
 
 import re
@@ -35,6 +39,8 @@ from raml_ray.text.notation import Structure
 EXTRACTED_CHARS = 500
 MOST_CHARS = 200_000
 """Of a trajectory's conclusion the last so many characters are read."""
+MAX_ELEMENTS = 200
+"""Longer tuples, and longer sets of anything but plain numbers, are compared as strings only."""
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 CHOICE = re.compile(r"\(?\s*([A-J])\s*[).:]?")
 EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)")
@@ -178,6 +184,8 @@ def _compare_equations(gold: str, answer: str) -> Comparison:
         return Comparison(False, "equation")
     if gold_name and gold_name == answer_name:
         return _compare(gold_sides[1], answer_sides[1])
+    if notation.is_text_only(gold) or notation.is_text_only(answer):
+        return Comparison(False, "text_only")
     try:
         equality.parsed(f"({gold_sides[0]})-({gold_sides[1]})")
     except equality.Unparsable:
@@ -216,6 +224,8 @@ def _compare_structures(gold: str, answer: str) -> Comparison | None:
         return _compare_unordered(gold_list.elements, answer_list.elements)
     if len(gold_list.elements) != len(answer_list.elements):
         return Comparison(False, "structure")
+    if len(gold_list.elements) > MAX_ELEMENTS:
+        return Comparison(False, "too_complex")
     pairs = zip(gold_list.elements, answer_list.elements, strict=True)
     is_equal = all(_compare(one, other).is_equal for one, other in pairs)
     return Comparison(is_equal, "equal" if is_equal else "different")
@@ -236,6 +246,8 @@ def _compare_unordered(gold: list[str], answer: list[str]) -> Comparison:
     wanted = list(dict.fromkeys(gold))
     if len(missing) != len(wanted):
         return Comparison(False, "structure")
+    if len(wanted) > MAX_ELEMENTS:
+        return Comparison(False, "too_complex")
     for element in wanted:
         match = next((other for other in missing if _compare(element, other).is_equal), None)
         if match is None:
@@ -249,8 +261,11 @@ def _compare_values(gold: str, answer: str) -> Comparison:
     if gold_words is not None:
         is_equal = gold_words == notation.words(answer)
         return Comparison(is_equal, "words" if is_equal else "different")
+    if notation.is_text_only(gold) or notation.is_text_only(answer):
+        return Comparison(False, "text_only")
     (gold_body, gold_unit), (answer_body, answer_unit) = notation.split_unit(gold), notation.split_unit(answer)
-    if gold_unit and answer_unit and gold_unit != answer_unit:
+    # A number base, the one unit in digits, is not dropped.
+    if gold_unit != answer_unit and ((gold_unit and answer_unit) or (gold_unit + answer_unit).isdigit()):
         return Comparison(False, "unit")
     gold_value, answer_value = notation.literal(gold_body), notation.literal(answer_body)
     if gold_value is not None and answer_value is not None:

@@ -19,6 +19,11 @@ STRICT = [
     (r"2\sqrt{2}", r"\boxed{\sqrt{8}}", Verdict.CORRECT),
     ("x^2-1", r"\boxed{(x-1)(x+1)}", Verdict.CORRECT),
     ("1", r"\boxed{9^{9^{9^{9}}}}", Verdict.WRONG),
+    ("5", r"\boxed{5\text{ cm}}", Verdict.CORRECT),
+    ("5", r"\boxed{5\text{ million}}", Verdict.WRONG),
+    ("101", r"\boxed{101_3}", Verdict.WRONG),
+    ("0", r"\boxed{5 0}", Verdict.WRONG),
+    ("5", r"\boxed{x\approx 5}", Verdict.WRONG),
     ("", r"\boxed{1}", Verdict.ERROR),
 ]
 PAPER = [

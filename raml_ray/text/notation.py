@@ -24,6 +24,7 @@ SYMBOLS = str.maketrans(
         "\u2264": "\\le ",
         "\u2265": "\\ge ",
         "\u2260": "\\ne ",
+        "\u2248": "\\approx ",
         "\u222a": "\\cup ",
         "\u2229": "\\cap ",
     }
@@ -74,19 +75,35 @@ TRAILING_UNITS = [
     re.compile(r"(?P<body>[0-9][0-9A-F]*)_\{?(?P<unit>\d+)\}?"),
     re.compile(r"(?P<body>.+?)\\text\{(?P<unit>[A-Za-z/. -]+)\}(?:\^\{?(?P<power>[23])\}?)?"),
 ]
+SPOKEN = frozenset(
+    re.findall(
+        r"\w+",
+        "zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy "
+        "eighty ninety hundred thousand million billion trillion dozen score half third quarter fifth tenth hundredth "
+        "thousandth millionth double triple twice thrice pi tau phi e i x y z n k infinity minus plus times negative "
+        "positive squared cubed root power exponent factorial divided multiplied over mod modulo inverse reciprocal "
+        "and or not no nor if when unless except but about approximately roughly almost nearly more less than least most",
+    )
+)
+"""Words in `\\text` that are numbers, operators or variables, or qualify what is said: no unit has one of them."""
+IN_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+NOT_EXACT = re.compile(r"\\(?:approx|simeq|doteq|equiv|[lc]?dots)(?![a-zA-Z])")
+GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)")
+APART = re.compile(r"\d \d(?!\d*/\d)")
+"""Digits with a blank between them, which are no mixed number like `1 1/2`."""
 WORD_UNIT = re.compile(rf"(?P<body>-?{NUMBER})\s?(?P<unit>[a-zA-Z]+)(?:\^\{{?(?P<power>[23])\}}?)?")
 
 TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
 OPENING, CLOSING = frozenset(["(", "[", "{", "\\{"]), frozenset([")", "]", "}", "\\}"])
 BOMBS = [
     re.compile(r"\^\{?[+-]?\(?\d{5,}"),  # an exponent of five digits
-    re.compile(r"\d{4,}!|[!)\]}]!"),  # a factorial beyond 1000, or of something computed
-    re.compile(r"\\d?binom\{\d{5,}"),
+    re.compile(r"\d{4,}!|[!)\]}]!|\^\{?[^{}]*!"),  # a factorial beyond 1000, of something computed, or as exponent
+    re.compile(r"\\[dt]?binom\{?\d{5,}|\d{5,}\\choose"),
     re.compile(r"\\(?:int|iint|iiint|oint|sum|prod|lim|det)(?![a-zA-Z])"),  # work that was left to the judge
     re.compile(r"\\end\{[a-z]*matrix\}\^"),
     re.compile(r"\d{1001,}"),
 ]
-NUMERIC_TOWER = re.compile(r"\^\{?[+-]?\(?(\d+)\^\{?\(?(\d+)")
+NUMERIC_TOWER = re.compile(r"\^\{?[+-]?\(?(?:[\d.]+(?:\\cdot|\\times|\*))?(\d+)\^\{?\(?(\d+)")
 MAX_DEPTH = 20
 
 
@@ -189,9 +206,21 @@ def _spelling(unit: str) -> str:
     return UNIT_SPELLINGS.get(unit, unit.removesuffix("s") if len(unit) > 3 else unit)
 
 
+def is_text_only(text: str) -> bool:
+    """Whether the cleaned text must not be read as mathematics, which would drop what changes its meaning.
+
+    That are number words, operators and variables in `\\text` (`5\\text{ million}`), relations that are no equality
+    and dots (`x\\approx5`, `5\\ldots`), and digits set apart that are no groups of thousands (`1 0`).
+    """
+    found = {word for part in IN_TEXT.findall(text) for word in re.findall("[A-Za-z]+", part)}
+    spoken = {word if len(word) == 1 else word.lower() for word in found}  # E is a choice, e a number
+    spoken |= {word.removesuffix("s") for word in spoken}
+    return bool(spoken & SPOKEN or NOT_EXACT.search(text) or APART.search(GROUPED.sub("", text)))
+
+
 def words(text: str) -> str | None:
     """The cleaned text as lower-case words if it is words (three letters or more, or inside `\\text`), else None."""
-    inner = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    inner = IN_TEXT.sub(r" \1 ", text)
     inner = " ".join(inner.split())
     if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", inner):
         return None

@@ -22,6 +22,7 @@ Agreement, as LiveCodeBench's evaluation has it:
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -31,6 +32,8 @@ from raml_ray.text.answers import conclusion
 FENCE = re.compile(r"([ \t]*)```[ \t]*([\w+.-]*)[ \t]*")
 LANGUAGES = frozenset({"", "py", "python", "python3"})
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?")
+MAX_DEPTH = 200
+"""Of lists and objects within each other, in tests and in what a function returns."""
 LIVECODEBENCH = frozenset({"public_test_cases", "private_test_cases"})
 
 
@@ -64,7 +67,7 @@ class ProgramTests:
         try:
             text = stdout.decode()
             return agree(expected, text) if self.kind == "stdin" else same_value(expected, _json(text))
-        except (ValueError, RecursionError):  # not UTF-8, not JSON, or JSON without end
+        except ValueError:  # not UTF-8, or not JSON
             return False
 
 
@@ -75,7 +78,7 @@ def parse_tests(text: str) -> ProgramTests:
     """
     try:
         gold = _json(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"the gold answer is not JSON ({error}): {text[:80]!r}") from None
     if not isinstance(gold, dict):
         raise ValueError(f"the gold answer must be a JSON object with `kind` and `tests`, not {text[:80]!r}")
@@ -114,13 +117,11 @@ def _from_livecodebench(gold: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(held, list) or not all(isinstance(case, dict) for case in held):
             raise ValueError(f"`{field}` of the gold answer must be a list of objects")
         cases += held
-    types = {case.get("testtype") for case in cases}
+    types = {str(case.get("testtype")) for case in cases}
     if types == {"stdin"}:
         return {"kind": "stdin", "tests": cases}
     if types != {"functional"}:
-        raise ValueError(
-            f"`testtype` of the tests must be stdin or functional, the same for all, not {sorted(map(str, types))}"
-        )
+        raise ValueError(f"`testtype` of the tests must be stdin or functional, the same for all, not {sorted(types)}")
     metadata = _held(gold.get("metadata") or {}, "metadata")
     name = metadata.get("func_name") if isinstance(metadata, dict) else None
     if not name:
@@ -148,7 +149,23 @@ def _held(value: Any, field: str) -> Any:
 
 
 def _json(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse)
+    """Raises: ValueError for what is no JSON value, or is nested so deeply that handling it would exhaust the stack."""
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for held in level for inner in _inside(held)]
+    if level:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _refuse(name: str) -> None:

@@ -1,5 +1,7 @@
 """How a question becomes the token ids that an engine continues and a learner trains on."""
 
+from collections.abc import Collection
+
 from transformers import PreTrainedTokenizerBase
 
 from raml_ray.settings import PromptConfig
@@ -52,7 +54,9 @@ def special_token_in(tokenizer: PreTrainedTokenizerBase, problem: str) -> str | 
     return next((token for token in tokenizer.all_special_tokens if token in problem), None)
 
 
-def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], prompt: PromptConfig) -> str:
-    """The response as text: its forced beginning, then the sampled tokens without the end-of-sequence token."""
-    ids = token_ids[:-1] if token_ids and token_ids[-1] == tokenizer.eos_token_id else token_ids
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], prompt: PromptConfig, stop_token_ids: Collection[int]
+) -> str:
+    """The response as text: its forced beginning, then the sampled tokens without the one that ended it."""
+    ids = token_ids[:-1] if token_ids and token_ids[-1] in stop_token_ids else token_ids
     return prompt.response_prefix + str(tokenizer.decode(ids, skip_special_tokens=False))

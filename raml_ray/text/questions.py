@@ -15,6 +15,10 @@ MAX_TEST_CHARS = 64_000_000
 MAX_REASON_CHARS = 200
 BAD_GOLD = "bad_gold:"
 """Begins the reason of a row whose answer cannot be judged."""
+LEVEL = re.compile(r"-?[0-9]{1,9}")
+"""Whole numbers that every column type here can hold."""
+OPTIONAL = frozenset({"domain", "level"})
+"""What a question can do without: a value that cannot be read is left empty and costs no question."""
 FILTER = "filter"
 """The stage of a row that was turned down on purpose and is no flaw of its source."""
 
@@ -60,15 +64,26 @@ def has(row: Mapping[str, Any], column: str) -> bool:
     return True
 
 
-def _text(value: Any) -> str:
-    """Raises: TypeError for what is no text and no number, UnicodeError for what no file could hold."""
+def flaw_of(text: str) -> str:
+    """`bad_encoding` for a text that no file could hold or show (a lone surrogate, NUL); empty if it can be kept."""
+    try:
+        text.encode("utf-8")
+    except UnicodeError:
+        return "bad_encoding"
+    return "bad_encoding" if "\x00" in text else ""
+
+
+def _value(row: Mapping[str, Any], column: str, most_chars: int) -> tuple[str, str]:
+    """The text in the column, or none and the reason: `("12", "")`, `("", "bad_type")`."""
+    try:
+        value = lookup(row, column)
+    except KeyError:
+        return "", "missing_column"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError(type(value).__name__)
+        return "", "bad_type"
     text = str(value).strip()
-    text.encode("utf-8")
-    if "\x00" in text:
-        raise UnicodeError("NUL")
-    return text
+    flaw = flaw_of(text) or ("too_long" if len(text) > most_chars else "")
+    return ("", flaw) if flaw else (text, "")
 
 
 def _answer(text: str, pattern: str) -> str:
@@ -88,16 +103,11 @@ def question_of(row: Mapping[str, Any], data: DataConfig) -> Question | str:
     """The row's question, or the reason why it has none."""
     values: dict[str, str] = {}
     for name, column in _columns(data).items():
-        try:
-            values[name] = _text(lookup(row, column))
-        except KeyError:
-            return f"missing_column:{column}"
-        except UnicodeError:
-            return f"bad_encoding:{column}"
-        except TypeError:
-            return f"bad_type:{column}"
-        if len(values[name]) > (MAX_TEST_CHARS if (name, data.answers) == ("answer", "code") else MAX_CHARS):
-            return f"too_long:{column}"
+        most = MAX_TEST_CHARS if (name, data.answers) == ("answer", "code") else MAX_CHARS
+        value, flaw = _value(row, column, most)
+        if flaw and name not in OPTIONAL:
+            return f"{flaw}:{column}"
+        values[name] = value
     problem, answer = values["problem"], _answer(values["answer"], data.answer_pattern)
     if not problem:
         return "empty_problem"
@@ -117,7 +127,7 @@ def question_of(row: Mapping[str, Any], data: DataConfig) -> Question | str:
         answer=answer,
         source=data.path,
         domain=values.get("domain", ""),
-        level=int(level) if level.lstrip("-").isdigit() else None,
+        level=int(level) if LEVEL.fullmatch(level) else None,
     )
 
 

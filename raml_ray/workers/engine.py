@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class CannotServe(ValueError):
+    """No engine can serve this policy with these settings: another attempt would end alike."""
+
+
 class Engine(SteppedEngine):
     """vLLM behind a few calls."""
 
@@ -33,7 +37,8 @@ class Engine(SteppedEngine):
 
         With needs_text it reads along what it samples, as stop texts need it.
 
-        Raises: ValueError if the policy cannot be served with these settings, or needs_text and it has no tokenizer.
+        Raises: CannotServe if the policy's configuration cannot be read, or needs_text and it has no tokenizer; what
+        vLLM raises, which may be a ValueError, too, if memory is short.
         """
         _set_environment(policy_path)
         from transformers import AutoConfig
@@ -41,8 +46,11 @@ class Engine(SteppedEngine):
 
         self._settings, self._policy_path, self._version = settings, policy_path, 0
         self._needs_text, self._num_tokens = needs_text, 0
-        tokenizer = policy.load_tokenizer(policy_path) if needs_text else None
-        config = AutoConfig.from_pretrained(policy_path)
+        try:
+            tokenizer = policy.load_tokenizer(policy_path) if needs_text else None
+            config = AutoConfig.from_pretrained(policy_path)
+        except ValueError as error:
+            raise CannotServe(str(error)) from error
         # A sequence is scored by sampling a token after it, which is thrown away: one position more than is ever read.
         within = settings.max_model_len <= config.to_dict().get("max_position_embeddings", 0)
         os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = str(int(within))

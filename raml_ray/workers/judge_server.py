@@ -105,8 +105,7 @@ def _work(limits: Limits, requests: int, replies: int, server: int) -> None:
         os.closerange(low + 1, high)
         os.closerange(high + 1, 4096)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        with open("/proc/self/statm") as file:
-            used = int(file.read().split()[0]) * resource.getpagesize()
+        used = _peak_bytes()
         allowed = used + limits.memory_mib * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -115,6 +114,8 @@ def _work(limits: Limits, requests: int, replies: int, server: int) -> None:
             signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
             reply = perform(limits, str(task), str(key), str(text))
             signal.setitimer(signal.ITIMER_PROF, 0)
+            if _peak_bytes() > used + (allowed - used) / 2:
+                os._exit(OUT_OF_MEMORY_STATUS)
             send(replies, reply)
     except EOFError:
         os._exit(0)
@@ -124,6 +125,16 @@ def _work(limits: Limits, requests: int, replies: int, server: int) -> None:
         # Without the error's message: it may hold a sympy object whose text never ends.
         traceback.print_tb(sys.exc_info()[2])
         os._exit(CRASH_STATUS)
+
+
+def _peak_bytes() -> int:
+    """The most address space that this process ever had.
+
+    math-verify takes a MemoryError for an answer that it cannot read. So a worker that came to need half of what it may
+    add, a hundred times what answers need, is out of memory, whatever the verdict.
+    """
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmPeak:"))
 
 
 def _fork(limits: Limits) -> Worker:

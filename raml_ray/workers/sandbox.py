@@ -1,9 +1,9 @@
 """A sandbox for programs that models write: bubblewrap's namespaces, the kernel's limits and filter, and one process.
 
-Each run is a launch of its own. The program has no network, no environment, no file but Python's own and nowhere to
-write, no second process, a user without rights, and bounded CPU time, memory, output and wall time. It is process 1 of
-its own process namespace: when it ends, the kernel ends all that the namespace holds before it reports the end here.
-What is not held: docs/code_sandbox.md.
+Each run is a launch of its own. The program has no network, no environment, no file but Python's own and the system's
+libraries, nowhere to write, no second process, a user without rights, and bounded CPU time, memory, output and wall
+time. It is process 1 of its own process namespace: when it ends, the kernel ends all that the namespace holds before it
+reports the end here. What is not held: docs/code_sandbox.md.
 """
 
 import contextlib
@@ -194,14 +194,22 @@ def _sealed(stack: contextlib.ExitStack, content: bytes) -> int:
 
 
 def _system() -> Iterator[str]:
-    """The shared libraries' folders, read-only, links as links."""
+    """The folders that hold shared libraries, whole, read-only, links as links; without Python's packages."""
     for name in ("usr/lib", "usr/lib32", "usr/lib64", "lib", "lib32", "lib64"):
         path = Path("/", name)
         if path.is_symlink():
             yield from ("--symlink", os.readlink(path), str(path))
         elif path.is_dir():
             yield from ("--ro-bind", str(path), str(path))
+    yield from _hidden(Path("/usr/lib/python3"), "/usr/lib/python3")
     yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache")
+
+
+def _hidden(outside: Path, inside: str) -> Iterator[str]:
+    """Empty folders in the place of the installed packages, which are nobody's standard library."""
+    for name in ("site-packages", "dist-packages"):
+        if (outside / name).is_dir():
+            yield from ("--tmpfs", f"{inside}/{name}", "--remount-ro", f"{inside}/{name}")
 
 
 def _python(executable: str) -> Iterator[str]:
@@ -216,7 +224,9 @@ def _python(executable: str) -> Iterator[str]:
     real, standard_library, folder, shared_name = json.loads(done.stdout)
     shared_library = Path(standard_library).with_name(shared_name or "none")
     yield from ("--ro-bind", real, f"{INSIDE}/bin/python3")
-    yield from ("--ro-bind", standard_library, f"{INSIDE}/{folder}/{Path(standard_library).name}")
+    inside = f"{INSIDE}/{folder}/{Path(standard_library).name}"
+    yield from ("--ro-bind", standard_library, inside)
+    yield from _hidden(Path(standard_library), inside)
     if ".so" in shared_name and os.path.isfile(shared_library):
         yield from ("--ro-bind", str(shared_library), f"{INSIDE}/shared/{shared_name}")
         yield from ("--setenv", "LD_LIBRARY_PATH", f"{INSIDE}/shared")

@@ -37,7 +37,7 @@ def judged(items: list[Item], pattern: str = "") -> dict[str, list[Judgement]]:
     """The judgements of both judges."""
     found = {}
     for judge in JUDGES:
-        with JudgePool(2, judge=judge, wall_seconds=300) as pool:
+        with JudgePool(2, judge=judge, cpu_seconds=2.0, wall_seconds=300) as pool:
             pool.self_test()
             found[judge] = pool.judge(items, pattern)
     return found

@@ -2,11 +2,13 @@
 
     python -m tests.benchmarks.rollouts [--questions 256] [--rounds 3] [--json FILE]
 
-`bare`: `vllm.LLM.generate` over all prompts at once. `loop`: four threads that ask an EngineLoop for one shard after the
+`bare`: all prompts at once into vLLM's engine, stepped until it is empty, as `vllm.LLM.generate` does. `loop`: four threads that ask an EngineLoop for one shard after the
 other. `async`: vLLM's AsyncLLM, its core in a process of its own. `stage`: the step `generate`, through Ray Data. Every
 way is a fresh process on the same cores, with the same engine settings, and answers the same seeded requests with the
 same tokens (checked). A round takes all ways in turn, every second one in the opposite order. Lengths are geometric: the
-policy has random weights, and enough of its vocabulary ends a response. Prints Markdown.
+policy has random weights, and enough of its vocabulary ends a response. The steady rate is that of the tokens whose
+responses finished between the first tenth and nine tenths of all; of `stage` a response finishes with its shard's file.
+Prints Markdown.
 """
 
 import argparse
@@ -50,11 +52,11 @@ STEADY = (0.1, 0.9)
 
 
 class Finished(NamedTuple):
-    """Some responses that came at the same time."""
+    """A response."""
 
     at_s: float
     """Since the first request, or the start of the step."""
-    token_ids: list[list[int]]
+    token_ids: list[int]
 
 
 def prepared(folder: Path, shape: BaseConfig, options: argparse.Namespace) -> None:
@@ -109,7 +111,8 @@ def by_stage(folder: Path, options: argparse.Namespace) -> list[Finished]:
     finished, asked = [], []
     for name in sorted(made.names("shard-", ".parquet")):
         columns = made.read_table(name, ["prompt_token_ids", "seed", "sampling", "token_ids"]).to_pydict()
-        finished.append(Finished(Path(made.file(name)).stat().st_mtime - began, columns["token_ids"]))
+        at_s = Path(made.file(name)).stat().st_mtime - began
+        finished += [Finished(at_s, token_ids) for token_ids in columns["token_ids"]]
         asked.append(list(zip(columns["prompt_token_ids"], columns["seed"], strict=True)))
     (folder / "requests.json").write_text(json.dumps({"sampling": columns["sampling"][0], "shards": asked}))
     return finished
@@ -139,10 +142,16 @@ def by_bare(folder: Path, settings: EngineConfig) -> list[Finished]:
     requests = [request for shard in shards for request in shard]
     prompts = [tokens_input(request.prompt_token_ids) for request in requests]
     params = [params_of(request, sampling, settings.max_model_len) for request in requests]
+    bare = engine._vllm.llm_engine
+    finished: list[Finished] = []
     began = time.perf_counter()
-    outputs = engine._vllm.generate(prompts, params, use_tqdm=False)
-    at_s = time.perf_counter() - began
-    return [Finished(at_s, [list(output.outputs[0].token_ids) for output in outputs])]
+    for number, (prompt, how) in enumerate(zip(prompts, params, strict=True)):
+        bare.add_request(str(number), prompt, how)
+    while bare.has_unfinished_requests():
+        outputs = bare.step()
+        at_s = time.perf_counter() - began
+        finished += [Finished(at_s, list(output.outputs[0].token_ids)) for output in outputs if output.finished]
+    return finished
 
 
 def given_up(reason: str) -> None:
@@ -167,7 +176,7 @@ def by_loop(folder: Path, settings: EngineConfig) -> list[Finished]:
     def noted(future: Future[Completion | Failure]) -> None:
         reply = future.result()
         assert isinstance(reply, Completion), reply
-        finished.append(Finished(time.perf_counter() - began, [reply.token_ids]))
+        finished.append(Finished(time.perf_counter() - began, reply.token_ids))
 
     def feed() -> None:
         while True:
@@ -217,7 +226,7 @@ def by_async(folder: Path, settings: EngineConfig) -> list[Finished]:
 
         async def noted(index: int) -> None:
             token_ids = await asked(llm, str(index), requests[index])
-            finished.append(Finished(time.perf_counter() - began, [token_ids]))
+            finished.append(Finished(time.perf_counter() - began, token_ids))
 
         await asyncio.gather(*(noted(index) for index in range(len(requests))))
         llm.shutdown()
@@ -229,14 +238,13 @@ def by_async(folder: Path, settings: EngineConfig) -> list[Finished]:
 def measured(finished: Sequence[Finished]) -> dict[str, Any]:
     """Tokens per second of the whole and of its steady part, and a digest of all tokens, whatever their order."""
     finished = sorted(finished)
-    responses = sorted(token_ids for some in finished for token_ids in some.token_ids)
+    responses = sorted(one.token_ids for one in finished)
     lengths = sorted(len(token_ids) for token_ids in responses)
-    first, last = (math.ceil(share * len(finished)) - 1 for share in STEADY)
-    in_between = sum(len(token_ids) for some in finished[first + 1 : last + 1] for token_ids in some.token_ids)
-    span = finished[last].at_s - finished[first].at_s
+    first_s, last_s = (finished[math.ceil(share * len(finished)) - 1].at_s for share in STEADY)
+    in_between = sum(len(one.token_ids) for one in finished if first_s < one.at_s <= last_s)
     return {
         "whole": sum(lengths) / finished[-1].at_s,
-        "steady": in_between / span if span else None,
+        "steady": in_between / (last_s - first_s) if last_s > first_s else None,
         "responses": len(lengths),
         "lengths": [lengths[round(share * (len(lengths) - 1))] for share in (0.1, 0.5, 0.9, 1.0)],
         "digest": hashlib.sha256(json.dumps(responses).encode()).hexdigest()[:12],
@@ -288,16 +296,16 @@ def rounds(shape: BaseConfig, options: argparse.Namespace) -> list[dict[str, dic
 
 
 def table(found: Sequence[dict[str, dict[str, Any]]]) -> str:
-    """Medians over the rounds; the ratio is that of each round to its own `bare`."""
+    """Medians over the rounds; the ratio is that of each round to the same rate of its own `bare`."""
     lines = ["| way | tokens/s, whole | to bare | tokens/s, steady | to bare |", "|---|---|---|---|---|"]
     for way in ("bare", "loop", "async", "stage"):
         cells = [way]
         for kind in ("whole", "steady"):
             speeds = [one[way][kind] for one in found]
-            if None in speeds:
+            if any(one[name][kind] is None for one in found for name in (way, "bare")):  # all came at once
                 cells += ["", ""]
                 continue
-            ratios = [speed / one["bare"]["whole"] for speed, one in zip(speeds, found, strict=True)]
+            ratios = [speed / one["bare"][kind] for speed, one in zip(speeds, found, strict=True)]
             spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(found) > 1 else ""
             cells += [f"{statistics.median(speeds):,.0f}", f"{statistics.median(ratios):.2f}{spread}"]
         lines.append(f"| {' | '.join(cells)} |")

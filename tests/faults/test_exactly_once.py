@@ -154,8 +154,23 @@ def vllm_policy(folder: Path) -> str:
     return str(folder)
 
 
+def kill_working(kind: str, cluster: Cluster) -> int:
+    """Ends all engines, or the nodes that have one (others take their place); how many engines it cost."""
+    busy = {
+        node: found for node, pid in zip(cluster.worker_nodes, raylets(cluster), strict=True) if (found := engines(pid))
+    }
+    for node, processes in busy.items():
+        if kind == "engine":
+            for process in processes:
+                process.kill()
+        else:
+            cluster.remove_node(node, allow_graceful=False)
+            add_node(cluster)
+    return sum(map(len, busy.values()))
+
+
 @pytest.mark.vllm
-def test_vllm_engines_and_their_driver_are_killed_and_the_trajectories_stay_the_same(tmp_path: Path) -> None:
+def test_vllm_engines_and_a_node_are_killed_and_the_trajectories_stay_the_same(nodes: Cluster, tmp_path: Path) -> None:
     settings = {
         "policy__path": vllm_policy(tmp_path / "vllm_policy"),
         "engine__kind": "vllm",
@@ -170,25 +185,24 @@ def test_vllm_engines_and_their_driver_are_killed_and_the_trajectories_stay_the_
     }
     clean = contexts.context(tmp_path / "run", STEP, **settings)
     disturbed = contexts.context(tmp_path / "disturbed", STEP, **settings)
-    assert made(Driver(clean, "local"), timeout=200)["rows_out"] == 64
+    assert made(Driver(clean, nodes.address), timeout=200)["rows_out"] == 64
 
     chance, killed = random.Random(SEED), Counter[str]()
-    driver = Driver(disturbed, "local")
+    kinds = ["engine", "engine", "node"]
+    chance.shuffle(kinds)
+    driver = Driver(disturbed, nodes.address)
     try:
-        for kind in ("engine", "driver"):
+        for kind in kinds:
             waited_for_shards(driver, disturbed, num_shards(disturbed) + chance.randint(1, 3))
-            if kind == "engine":
-                for process in engines(driver.pid):
-                    process.kill()
-                    killed[kind] += 1
-            else:
-                driver.kill_and_restart()
-                killed[kind] += 1
+            time.sleep(chance.random() / 2)
+            killed[kind] += kill_working(kind, nodes)
         figures = driver.figures(timeout=200)
     finally:
         driver.end()
     print(f"\nseed {SEED}: killed {dict(killed)}; {figures}")
-    assert set(killed) == {"engine", "driver"}
+    assert killed == {"engine": 2, "node": 1}
+    # Its driver lived, and with it the ledger that counts.
+    assert (figures["engine_failures"], figures["nodes_lost"]) == (2, 1)
     assert (figures["rows_in"], figures["rows_out"], figures["rejected"]) == (64, 64, 0)
     ours, theirs = rows(disturbed), rows(clean)
     assert ours.drop_columns(["logprobs"]).equals(theirs.drop_columns(["logprobs"]))

@@ -1,5 +1,6 @@
 """L-hat of chosen trajectories: positions, whose tokens, and what is set aside."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def row(text: str, **changes: Any) -> dict[str, Any]:
         "answer": "16",
         "text": text,
         "verdict": "correct",
+        "sampling": json.dumps({"stop_token_ids": [miniature.build().eos_token_id]}),
         "token_ids": None,
         "prompt_token_ids": None,
     } | changes

@@ -58,6 +58,14 @@ def test_every_text_of_an_imported_table_is_there_or_set_aside_with_its_reason(t
     assert reasons(context) == ["empty_text", "missing_text", *["question_set_aside"] * 4]
 
 
+@pytest.mark.parametrize("bad", ["a \ud800 b", "a \x00 b"])
+def test_a_published_text_that_no_file_could_hold_is_set_aside(tmp_path: Path, bad: str) -> None:
+    context = importing(tmp_path, [*ROWS, {"problem": "9 + 9?", "answer": "18", "small": ["fine", bad]}])
+    outcome = contexts.finish(context, generate.run(context))
+    assert (outcome.counts.rows_in, outcome.counts.rows_out, outcome.counts.rejected) == (10, 9, 1)
+    assert reasons(context) == ["bad_encoding"]
+
+
 def test_a_first_row_without_a_column_does_not_refuse_the_file(tmp_path: Path) -> None:
     context = importing(tmp_path, [{"problem": "a", "answer": "1"}, *ROWS])
     assert generate.run(context).counts.rows_out == 8

@@ -1,5 +1,8 @@
 """Which judges a step has, on how many nodes, when their verdicts are too few to mean anything, and two side by side."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -167,3 +170,19 @@ def test_a_second_judge_leaves_verdicts_of_its_own_beside_the_first_ones(cluster
     assert found["empty"]["judged"] == 0
     assert (folder / "verdicts_paper").names() == (folder / "verdicts").names()
     assert storage.verified(folder, [folder]) == rows
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_judges_are_on_two_nodes_where_each_would_have_room_for_both(tmp_path: Path) -> None:
+    source = Folder(str(tmp_path / "source"))
+    sampled(source, TEXTS)
+    table = (source / "trajectories").read_table("shard-0.parquet")
+    for index in range(1, 4):
+        ids = [f"{key}-{index}" for key in table["trajectory_id"].to_pylist()]
+        of_shard = table.set_column(0, "trajectory_id", [ids])
+        (source / "trajectories").write_table(f"shard-{index}.parquet", of_shard)
+    words = [sys.executable, "-m", "tests.stages.two_nodes", source.path, str(tmp_path / "verdicts")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(json.loads(done.stdout.splitlines()[-1]).values()) == [1, 1]

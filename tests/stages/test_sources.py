@@ -199,6 +199,30 @@ def test_gold_that_cannot_be_judged_is_a_flaw_unless_its_filter_is_on(tmp_path: 
     assert on.filtered[0].reason == off.rejected[0].reason.replace("bad_gold:", "verifiable:")
 
 
+def test_the_paper_s_judge_sets_aside_no_answer_that_it_merely_does_not_know_again(tmp_path: Path) -> None:
+    rows = [
+        {"problem": "a", "answer": r"11\sqrt2"},
+        {"problem": "b", "answer": "(" * 900 + "1" + ")" * 900},
+        *arithmetic(3),
+    ]
+    config = config_of(jsonl(tmp_path / "set.jsonl", *rows), verify__judge="paper", data__max_rejected_fraction=0.5)
+    taken, rejected = questions(config)
+    assert [question.answer for question in taken] == [r"11\sqrt2", *[row["answer"] for row in rows[2:]]]
+    # The strict judge finds it equal to its own characters; the paper's would parse it.
+    assert [row.reason for row in rejected] == ["bad_gold:cpu_deadline"]
+
+
+def test_a_line_of_brackets_without_end_is_set_aside_and_spoils_no_other(tmp_path: Path) -> None:
+    deep = '{"problem": "q", "answer": "2", "x": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    path = jsonl(tmp_path / "set.jsonl", *arithmetic(3), "[" * 200_000, deep)
+    taken, rejected = questions(config_of(path, data__max_rejected_fraction=0.5))
+    assert len(taken) == 3
+    assert [(row.row_key, row.reason) for row in rejected] == [
+        ("set.jsonl:4", "not_a_record"),
+        ("set.jsonl:5", "not_a_record"),
+    ]
+
+
 def test_a_limit_counts_the_questions_that_are_taken(tmp_path: Path) -> None:
     bad = [{"problem": "Find the", "answer": "1"}, {"problem": "Root?", "answer": "\\sqrt{"}]
     path = jsonl(tmp_path / "set.jsonl", *arithmetic(1), *bad, *arithmetic(9, 1))

@@ -79,7 +79,12 @@ EQUAL = [
     ("5", "5 dollars"),
     ("5.00", r"\$5"),
     ("30", r"30^\circ"),
-    ("101_2", "101"),
+    ("101_3", "101_{3}"),
+    ("5", r"5\text{ square meters}"),
+    ("1000", r"1 000\text{ people}"),
+    (r"\text{(E)}", r"\text{E}"),
+    (r"\text{more than one}", r"\text{More than one}"),
+    ("1 1/2", r"\frac{3}{2}\text{ cm}"),
     ("A", r"\textbf{(A)}"),
     (r"\text{North east}", "north east"),
     ("No", r"\text{no}"),
@@ -124,7 +129,30 @@ REFUSED = [
     ("1", r"\frac{1}{0}"),
     ("1", r"\int_0^1 1 dx"),
     ("1", r"\text{I don't know}"),
+    ("101", "101_3"),
+    ("101_3", "101"),
+    ("101", r"101_{\text{three}}"),
+    ("101_3", "101_2"),
+    ("0", "1 0"),
+    ("0", "5 0"),
+    ("50", "5 0"),
+    ("0", "x+1 0"),
+    ("x=0", "x=5 0"),
+    ("x+y=0", "x+y=1 0"),
+    ("5", r"x\approx 5"),
+    ("5", "x\u22485"),
+    ("5", r"x\equiv 5"),
+    ("5", r"5\ldots"),
+    (r"5\text{ million}", "5"),
+    ("5000000", r"5\text{ million}"),
+    ("5", r"5\text{ million dollars}"),
+    ("x=5", r"x=5\text{ thousand}"),
+    ("5", "5 million"),
 ]
+SPOKEN = "million thousand hundred billion dozen dozens half squared cubed minus plus times pi e i x negative factorial"
+REFUSED += [("5", rf"5\text{{ {word}}}") for word in SPOKEN.split()]
+REFUSED += [("5", rf"5\text{{ {words}}}") for words in ("or so", "at least", "percent of x", "or more", "if")]
+REFUSED += [("5", rf"\text{{{word} }}5") for word in ("minus", "negative", "about", "not", "root")]
 
 
 @pytest.mark.parametrize(("gold", "answer"), REFUSED)
@@ -160,6 +188,10 @@ BOMBS = [
     "(" * 1000 + "1" + ")" * 1000,
     r"\frac{1}{1+" * 30 + "1" + "}" * 30,
     "1" * 5000,
+    r"2^{10!}",
+    r"2^{5\cdot10^{7}}",
+    r"\tbinom{10000000}{5000000}",
+    r"{10000000\choose5000000}",
 ]
 
 
@@ -168,6 +200,21 @@ def test_what_could_run_away_is_compared_as_a_string_only(answer):
     judgement = answers.judge_extracted("1", answer)
     assert (judgement.verdict, judgement.reason) == (Verdict.WRONG, "too_complex")
     assert answers.judge_extracted(answer, answer).reason == "exact"
+
+
+@pytest.mark.parametrize(("opening", "closing"), ["()", (r"\{", r"\}")])
+def test_lists_of_more_than_two_hundred_expressions_are_compared_as_strings_only(opening, closing):
+    gold = opening + ",".join(f"{n}x" for n in range(201)) + closing
+    answer = opening + ",".join(f"x*{n}" for n in range(201)) + closing
+    judgement = answers.judge_extracted(gold, answer)
+    assert (judgement.verdict, judgement.reason) == (Verdict.WRONG, "too_complex")
+    assert answers.judge_extracted(gold, gold).verdict is Verdict.CORRECT
+
+
+def test_a_set_of_five_hundred_numbers_in_another_order_is_the_same_set():
+    numbers = list(map(str, range(500)))
+    gold, answer = (rf"\{{{','.join(order)}\}}" for order in (numbers, numbers[::-1]))
+    assert answers.judge_extracted(gold, answer).verdict is Verdict.CORRECT
 
 
 def test_a_long_answer_costs_no_normalisation():

@@ -89,6 +89,36 @@ def test_livecodebench_rows_that_say_nothing_are_refused():
         parse_tests(livecodebench("[1]"))
 
 
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (livecodebench(DEEP), "public_test_cases"),
+        (livecodebench("[]", DEEP), "private_test_cases"),
+        (livecodebench([{"testtype": "functional", "input": DEEP, "output": "1"}], metadata=DEEP), "metadata"),
+        (
+            livecodebench([{"testtype": "functional", "input": DEEP, "output": "1"}], metadata='{"func_name": "f"}'),
+            "nested too deeply",
+        ),
+        (livecodebench([{"testtype": ["stdin"], "input": "", "output": ""}]), "testtype"),
+        (livecodebench([{"testtype": {"a": 1}, "input": "", "output": ""}]), "testtype"),
+        (gold(FUNCTION, tests=[{"args": [json.loads("[" * 300 + "]" * 300)], "output": 1}]), "more than 200 deep"),
+        ("9" * 5000, "not JSON"),
+    ],
+)
+def test_a_gold_answer_without_end_or_of_strange_types_is_a_value_error(text, named):
+    with pytest.raises(ValueError, match=named):
+        parse_tests(text)
+
+
+def test_what_a_function_returns_may_be_nested_and_not_without_end():
+    nested = json.dumps({"kind": "function", "name": "f", "tests": [{"args": [], "output": [[[]]]}]})
+    assert parse_tests(nested).is_passed(0, b"[[[]]]")
+    assert not parse_tests(nested).is_passed(0, b"[" * 900 + b"]" * 900)
+
+
 def test_a_pickle_is_never_opened(tmp_path):
     class Harmful:
         def __reduce__(self):

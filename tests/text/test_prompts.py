@@ -72,9 +72,18 @@ def test_a_response_begins_with_the_forced_text_and_its_tokens_do_not() -> None:
     asked = built.decode(prompt_token_ids(built, "1 + 1?", prompt))
     assert asked.endswith(f"<|im_start|>assistant\n<think>\n{prefix}")
     sampled = built(" \\boxed{2}<|im_end|>", add_special_tokens=False)["input_ids"]
-    text = response_text(built, sampled, prompt)
+    text = response_text(built, sampled, prompt, [sampled[-1]])
     assert text == f"{prefix} \\boxed{{2}}"
     assert extract_final(text) == "2"
+
+
+def test_any_token_that_ends_a_response_is_left_out_of_its_text_once_and_only_at_its_end() -> None:
+    built, prompt = tokenizer(OPENED), PromptConfig()
+    end, start = built("<|im_end|><|im_start|>", add_special_tokens=False)["input_ids"]
+    two = built("2", add_special_tokens=False)["input_ids"]
+    assert response_text(built, [*two, end], prompt, (end, start)) == "2"
+    assert response_text(built, [start, *two, start], prompt, (end, start)) == "<|im_start|>2"
+    assert response_text(built, [*two, end], prompt, (start,)) == "2<|im_end|>"
 
 
 def test_the_questions_braces_are_left_alone() -> None:

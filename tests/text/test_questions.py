@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from raml_ray import records
 from raml_ray.records import Question
 from raml_ray.settings import DataConfig
 from raml_ray.text import questions
@@ -57,6 +58,20 @@ def test_a_bad_row_is_set_aside_with_its_reason_and_spoils_no_other(row: object,
     found, rejected = read(row, good)
     assert [question.problem for question in found] == ["good"]
     assert rejected == [f"set.jsonl:1 {reason}"]
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [("3", 3), (4, 4), ("-1", -1), ("\u00b2", None), ("--5", None), ("9" * 5000, None), ("99999999999", None)]
+    + [(value, None) for value in (None, ["3"], True, "\ud800", "hard", "", 3.5)],
+)
+def test_a_level_that_is_no_whole_number_is_left_out_and_costs_no_question(level: object, expected: int | None) -> None:
+    data = DATA.model_copy(update={"columns": {**DATA.columns, "level": "level", "domain": "field"}})
+    found, rejected = read({"question": "a", "answer": "#### 1", "level": level, "field": None}, data=data)
+    assert ([(q.level, q.domain) for q in found], rejected) == ([(expected, "")], [])
+    records.table(found, records.QUESTION)
+    found, rejected = read({"question": "a", "answer": "#### 1", "field": "algebra"}, data=data)
+    assert ([(q.level, q.domain) for q in found], rejected) == ([(None, "algebra")], [])
 
 
 def test_a_repeated_id_and_a_second_answer_to_the_same_question_are_set_aside() -> None:

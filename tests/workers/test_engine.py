@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raml_ray.settings import EngineConfig
 from raml_ray.workers import weights
-from raml_ray.workers.engine import Engine
+from raml_ray.workers.engine import CannotServe, Engine
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
 from raml_ray.workers.scripted_engine import ScriptedEngine
 
@@ -228,6 +228,22 @@ def test_sampling_that_no_distribution_has_is_refused(changed: dict[str, object]
     values = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "max_tokens": 4}
     with pytest.raises(ValueError, match=named):
         Sampling(**(values | changed))  # type: ignore[arg-type]
+
+
+@pytest.mark.vllm
+def test_a_policy_that_nobody_can_serve_is_told_from_an_engine_that_could_not_start(
+    model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}')
+    with pytest.raises(CannotServe, match="unheard_of"):
+        Engine(str(tmp_path), SETTINGS, seed=0)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CannotServe, match="has no tokenizer"):
+        Engine(str(tmp_path), SETTINGS, seed=0, needs_text=True)
+    # 10 TiB are more than any machine has, yet another one might.
+    with pytest.raises(ValueError, match="memory") as found:
+        Engine(str(tmp_path), SETTINGS.model_copy(update={"kv_cache_gib": 10240.0}), seed=0)
+    assert not isinstance(found.value, CannotServe)
 
 
 def test_sampling_is_recorded_as_json() -> None:

@@ -251,6 +251,15 @@ def test_a_judge_that_takes_too_long_on_the_wall_is_stopped():
         assert pool.judge([("1", r"\boxed{1}")])[0].verdict is Verdict.CORRECT
 
 
+def test_an_answer_that_needs_more_memory_than_it_may_have_is_the_judges_error_and_the_next_one_is_judged():
+    with JudgePool(num_workers=1, cpu_seconds=10, memory_mib=16) as pool:
+        judgements = pool.judge([HANGING, ("x^2-1", r"\boxed{(x-1)(x+1)}")])
+    assert [(judgement.verdict, judgement.reason) for judgement in judgements] == [
+        (Verdict.ERROR, "oom"),
+        (Verdict.CORRECT, "equal"),
+    ]
+
+
 def test_a_killed_helper_is_started_again():
     with JudgePool(num_workers=1) as pool:
         pool.self_test()

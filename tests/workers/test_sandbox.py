@@ -274,6 +274,20 @@ worked += sorted(set(os.listdir("/")) - {"lib", "lib32", "lib64"})
 
 
 @needs_sandbox
+def test_installed_packages_are_hidden_and_the_system_s_libraries_are_all_that_can_be_read(box):
+    body = """
+for folder in ("/usr/lib/python3", os.__file__.rpartition("/")[0]):
+    for path in (folder, folder + "/site-packages", folder + "/dist-packages"):
+        attempt("writes in " + path, lambda: open(path + "/x", "w"))
+        if path.endswith("-packages") and os.path.isdir(path) and os.listdir(path):
+            worked.append(path)
+worked += sorted(set(os.listdir("/usr")) - {"lib", "lib32", "lib64"})
+worked += sorted(set(os.listdir("/etc")) - {"ld.so.cache"}) if os.path.isdir("/etc") else []
+"""
+    assert attempts(box, body) == []
+
+
+@needs_sandbox
 def test_the_guard_of_a_running_program_has_no_environment(box, monkeypatch):
     monkeypatch.setenv("CANARY_TOKEN", "feather")
     with ThreadPoolExecutor(1) as threads:
