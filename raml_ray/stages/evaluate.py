@@ -14,10 +14,9 @@ from raml_ray.config import ConfigError
 from raml_ray.formulas import metrics
 from raml_ray.records import Question, Verdict
 from raml_ray.settings import EvaluateConfig
-from raml_ray.stages import generate, judging, rollouts, second_judge, sources
+from raml_ray.stages import judging, rollouts, second_judge, sources
 from raml_ray.stages.context import Context, Outcome
 from raml_ray.stages.sources import Found
-from raml_ray.workers.sampling import Sampling
 
 SHARD_QUESTIONS = 64
 
@@ -28,25 +27,7 @@ def run(context: Context) -> Outcome:
     found = _questions(context)
     found.keep(context)
     questions = found.questions
-    sampling = Sampling(
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        max_tokens=settings.max_tokens,
-        min_p=settings.min_p,
-        stop=settings.stop,
-    )
-    counts, sampled = rollouts.sample(
-        context,
-        questions,
-        sampling=sampling,
-        budget=generate.budget(context, settings, sampling),
-        num_samples=settings.num_samples,
-        num_engines=settings.num_engines,
-        shard_questions=SHARD_QUESTIONS,
-        questions_rejected=len(found.rejected),
-        questions_filtered=len(found.filtered),
-    )
+    counts, sampled = rollouts.sample(context, found, settings, shard_questions=SHARD_QUESTIONS)
     verify, data = context.config.verify, context.config.data
     judged, verdicts = judging.judge(context.step.name, context.folder, [context.folder], verify, data)
     if judged != counts.rows_out:

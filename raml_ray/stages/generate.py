@@ -9,16 +9,12 @@ from collections.abc import Iterator
 from raml_ray import records
 from raml_ray.config import ConfigError, fingerprint
 from raml_ray.records import Rejected
-from raml_ray.settings import EvaluateConfig, GenerateConfig
 from raml_ray.stages import growing, imports, mapping, rollouts, shards, sources
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.imports import Made
 from raml_ray.stages.sources import Found
 from raml_ray.storage import Folder
 from raml_ray.text import questions as reading
-from raml_ray.workers import responses
-from raml_ray.workers.responses import Budget
-from raml_ray.workers.sampling import Sampling
 
 LABELS = "labels.parquet"
 SHOWN = 5
@@ -31,44 +27,10 @@ def run(context: Context) -> Outcome:
     found = sources.questions(config, config.data, stage="generate")
     found.keep(context)
     if settings.source == "policy":
-        sampling = _sampling(settings)
-        counts, sampled = rollouts.sample(
-            context,
-            found.questions,
-            sampling=sampling,
-            budget=budget(context, settings, sampling),
-            num_samples=settings.num_samples,
-            num_engines=settings.num_engines,
-            shard_questions=settings.shard_questions,
-            questions_rejected=len(found.rejected),
-            questions_filtered=len(found.filtered),
-        )
+        counts, sampled = rollouts.sample(context, found, settings, shard_questions=settings.shard_questions)
         return Outcome(counts, found.figures() | sampled)
     made = _oracle(context, found) if settings.source == "oracle" else imports.texts(config.data, found)
     return _written(context, found, made)
-
-
-def _sampling(settings: GenerateConfig) -> Sampling:
-    return Sampling(
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        max_tokens=settings.max_tokens,
-        min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty,
-        presence_penalty=settings.presence_penalty,
-        frequency_penalty=settings.frequency_penalty,
-        min_tokens=settings.min_tokens,
-        stop=settings.stop,
-    )
-
-
-def budget(context: Context, settings: GenerateConfig | EvaluateConfig, sampling: Sampling) -> Budget | None:
-    """Where the policy's thinking is cut, if the settings say that it is. Raises: ConfigError if it cannot be."""
-    if not settings.thinking_budget:
-        return None
-    _, tokenizer = rollouts.opened_policy(context)
-    return responses.budget_of(settings, sampling, context.config.prompt, context.config.engine, tokenizer)
 
 
 def _oracle(context: Context, found: Found) -> Iterator[Made]:

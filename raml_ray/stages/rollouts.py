@@ -9,7 +9,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ from transformers import PreTrainedTokenizerBase
 from raml_ray import cluster, records
 from raml_ray.config import ConfigError
 from raml_ray.records import Question
+from raml_ray.settings import EvaluateConfig, GenerateConfig
 from raml_ray.stages import ledger, mapping
 from raml_ray.stages.context import Context, Counts
 from raml_ray.stages.progress import Progress
 from raml_ray.stages.shard_sampler import ShardSampler
 from raml_ray.stages.shards import QUESTIONS, TRAJECTORIES, rejected_of, sample_key, shard_name
+from raml_ray.stages.sources import Found
 from raml_ray.storage import Folder
 from raml_ray.text import prompts
 from raml_ray.workers import policy as policies
-from raml_ray.workers.responses import Budget
+from raml_ray.workers import responses
 from raml_ray.workers.sampling import Sampling
 
 logger = logging.getLogger(__name__)
@@ -51,19 +53,16 @@ def stop_token_ids(policy_path: str, tokenizer: PreTrainedTokenizerBase) -> tupl
     return tuple(sorted(found))
 
 
+def sampling_of(settings: GenerateConfig | EvaluateConfig) -> Sampling:
+    """How the settings say that tokens are drawn; what they do not name is off."""
+    named = {field.name for field in fields(Sampling)} & type(settings).model_fields.keys()
+    return Sampling(**{name: getattr(settings, name) for name in named})
+
+
 def sample(
-    context: Context,
-    questions: Sequence[Question],
-    *,
-    sampling: Sampling,
-    num_samples: int,
-    num_engines: int | tuple[int, int],
-    shard_questions: int,
-    questions_rejected: int,
-    questions_filtered: int = 0,
-    budget: Budget | None = None,
+    context: Context, found: Found, settings: GenerateConfig | EvaluateConfig, *, shard_questions: int
 ) -> tuple[Counts, dict[str, Any]]:
-    """Write `num_samples` trajectories of every question to the step's folder; what is there already stays.
+    """Write settings.num_samples trajectories of every question to the step's folder; what is there already stays.
 
     Returns the counts (a row is a question's sample, of rejected and filtered questions too) and figures:
     trajectories, distinct texts, tokens, truncated ones, why rows were rejected, and what this attempt survived.
@@ -73,6 +72,7 @@ def sample(
     set aside (which is said when all is written); RuntimeError if rows were lost or more engines died than
     engine.max_failures.
     """
+    questions, num_samples = found.questions, settings.num_samples
     _keep_questions(context, questions)
     num_shards = math.ceil(len(questions) / shard_questions)
     done = set((context.folder / TRAJECTORIES).names("shard-", ".parquet"))
@@ -81,8 +81,8 @@ def sample(
         logger.info("%s: %d of %d shards are there", context.step.name, num_shards - len(missing), num_shards)
     survived = {"engine_failures": 0, "nodes_lost": 0}
     if missing:
-        _check_cluster(context, num_engines)
-        job = _job(context, questions, sampling, budget, num_samples, shard_questions)
+        _check_cluster(context, settings.num_engines)
+        job = _job(context, questions, settings, shard_questions)
         in_missing = sum(min(shard_questions, len(questions) - index * shard_questions) for index in missing)
         total = len(questions) * num_samples
         with Progress(
@@ -93,14 +93,14 @@ def sample(
             total=total,
             done=total - in_missing * num_samples,
         ) as progress:
-            survived = _sample_shards(context, missing, job, num_engines, progress)
+            survived = _sample_shards(context, missing, job, settings.num_engines, progress)
     counts, figures = _counted(context.folder, questions, num_samples, shard_questions)
     _check_share(context, counts, figures["rejected_reasons"])
     counts = Counts(
-        rows_in=counts.rows_in + (questions_rejected + questions_filtered) * num_samples,
+        rows_in=found.num_rows * num_samples,
         rows_out=counts.rows_out,
-        rejected=counts.rejected + questions_rejected * num_samples,
-        filtered=questions_filtered * num_samples,
+        rejected=counts.rejected + len(found.rejected) * num_samples,
+        filtered=len(found.filtered) * num_samples,
     )
     counts.check()
     return counts, figures | survived
@@ -148,20 +148,16 @@ def _check_cluster(context: Context, num_engines: int | tuple[int, int]) -> None
 
 
 def _job(
-    context: Context,
-    questions: Sequence[Question],
-    sampling: Sampling,
-    budget: Budget | None,
-    num_samples: int,
-    shard_questions: int,
+    context: Context, questions: Sequence[Question], settings: GenerateConfig | EvaluateConfig, shard_questions: int
 ) -> dict[str, Any]:
     """What every engine is told.
 
-    Raises: ConfigError, before any engine starts, for a policy that ends no response and prompts of which none can be
-    answered.
+    Raises: ConfigError, before any engine starts, for a policy that ends no response, prompts of which none can be
+    answered, and a thinking budget that cannot be kept.
     """
     config = context.config
     path, tokenizer = opened_policy(context)
+    sampling = replace(sampling_of(settings), stop_token_ids=stop_token_ids(path, tokenizer))
     try:
         lengths = (len(prompts.prompt_token_ids(tokenizer, question.problem, config.prompt)) for question in questions)
         if not any(length < config.engine.max_model_len for length in lengths):
@@ -177,9 +173,9 @@ def _job(
         "policy_name": context.policy_name,
         "engine": config.engine.model_dump(mode="json"),
         "prompt": config.prompt.model_dump(mode="json"),
-        "sampling": replace(sampling, stop_token_ids=stop_token_ids(path, tokenizer)),
-        "budget": budget,
-        "num_samples": num_samples,
+        "sampling": sampling,
+        "budget": responses.budget_of(settings, sampling, config.prompt, config.engine, tokenizer),
+        "num_samples": settings.num_samples,
         "shard_questions": shard_questions,
         "seed": config.seed,
         "stage": context.step.stage,

@@ -288,7 +288,11 @@ def rounds(shape: BaseConfig, options: argparse.Namespace) -> list[dict[str, dic
         prepared(folder, shape, options)
         for number in range(options.rounds):
             order = WAYS if number % 2 == 0 else WAYS[::-1]
-            found.append({way: in_a_process(way, number, folder, options) for way in order})
+            found.append({})
+            for way in order:
+                found[-1][way] = in_a_process(way, number, folder, options)
+                # Said as it comes: who ends the run early keeps what there was.
+                print(f"round {number}, {way}: {found[-1][way]}", file=sys.stderr, flush=True)
             digests = {way: figures["digest"] for way, figures in found[-1].items()}
             if len(set(digests.values())) != 1:
                 raise RuntimeError(f"round {number}: the ways answered different tokens: {digests}")

@@ -12,12 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from ray.cluster_utils import Cluster
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from raml_ray.config import Step
-from raml_ray.miniature import tokenizer as miniature
 from raml_ray.stages.context import Context
 from tests.faults.driving import Driver, engines, num_shards, rows
 from tests.stages import contexts
@@ -135,25 +132,6 @@ def test_kills_of_engines_nodes_and_drivers_lose_and_double_nothing(nodes: Clust
     assert rows(disturbed).equals(rows(clean))
 
 
-def vllm_policy(folder: Path) -> str:
-    """A random policy that knows the miniature's tokens, with heads of a size that vLLM computes on CPU."""
-    tokenizer = miniature.build()
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 def kill_working(kind: str, cluster: Cluster) -> int:
     """Ends all engines, or the nodes that have one (others take their place); how many engines it cost."""
     busy = {
@@ -172,7 +150,7 @@ def kill_working(kind: str, cluster: Cluster) -> int:
 @pytest.mark.vllm
 def test_vllm_engines_and_a_node_are_killed_and_the_trajectories_stay_the_same(nodes: Cluster, tmp_path: Path) -> None:
     settings = {
-        "policy__path": vllm_policy(tmp_path / "vllm_policy"),
+        "policy__path": contexts.policy(tmp_path / "vllm_policy", hidden_size=64),
         "engine__kind": "vllm",
         "engine__max_model_len": 250,
         "engine__max_num_seqs": 4,

@@ -14,14 +14,14 @@ from raml_ray.storage import SUMMARY, Folder
 SCRIPTED = {"engine.kind": "scripted", "engine.max_model_len": 64, "generate.max_tokens": 16}
 
 
-def policy(folder: Path) -> str:
-    """A random policy that knows the miniature's tokens."""
+def policy(folder: Path, hidden_size: int = 32) -> str:
+    """A random policy that knows the miniature's tokens, with two heads: vLLM computes heads of 32 and more on CPU."""
     if not folder.exists():
         tokenizer = miniature.build()
         torch.manual_seed(0)
         config = Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=32,
+            hidden_size=hidden_size,
             intermediate_size=48,
             num_hidden_layers=2,
             num_attention_heads=2,

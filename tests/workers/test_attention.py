@@ -255,7 +255,9 @@ def test_a_fault_is_seen_in_small_random_weights() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_rounding_alone_is_let_through(name: str, dtype: torch.dtype) -> None:
-    attention.use_packed(model(name, packing=False).to(dtype), CPU, dtype)
+    of = model(name, packing=False).to(dtype)
+    attention.use_packed(of, CPU, dtype)
+    assert of.config._attn_implementation == attention.PACKED
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from raml_ray.records import Verdict
+from raml_ray.workers import code_judge
 from raml_ray.workers.code_judge import CodeJudge
 from raml_ray.workers.sandbox import SandboxUnavailable
 from tests.workers.sandboxes import needs_sandbox
@@ -244,3 +245,11 @@ def test_without_a_sandbox_there_is_no_judge(monkeypatch, tmp_path):
         CodeJudge()
     with pytest.raises(ValueError, match=r"verify\.num_workers=0"):
         CodeJudge(num_workers=0)
+
+
+@needs_sandbox
+def test_a_judge_that_misjudges_a_known_program_is_refused(judge, monkeypatch):
+    known = (code_judge.SUM, "```python\nprint(3)\n```", Verdict.CORRECT, "passed")
+    monkeypatch.setattr(code_judge, "GOLDEN", [known])
+    with pytest.raises(RuntimeError, match=r"fails its self-test: .*wrong \(wrong_output:1\), not correct \(passed\)"):
+        judge.self_test()

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raml_ray.settings import EngineConfig
 from raml_ray.workers import weights
 from raml_ray.workers.engine import CannotServe, Engine
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
 from raml_ray.workers.scripted_engine import ScriptedEngine
+from tests.workers import tiny
 
 VOCAB_SIZE = 61
 SETTINGS = EngineConfig(max_model_len=48, kv_cache_gib=0.05, max_num_seqs=8)
@@ -31,18 +32,7 @@ def word(token: int) -> str:
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=48,
-        initializer_range=0.1,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny.served(vocab_size=VOCAB_SIZE, max_position_embeddings=48, seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,13 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from raml_ray.settings import EngineConfig
 from raml_ray.workers.engine import Engine
 from raml_ray.workers.engine_loop import EngineFailure, EngineLoop
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine
 from raml_ray.workers.scripted_engine import ScriptedEngine
+from tests.workers import tiny
 
 VOCAB_SIZE = 61
 SETTINGS = EngineConfig(max_model_len=64, max_num_seqs=8)
@@ -157,19 +156,8 @@ def test_after_closing_nobody_waits_and_the_engine_is_free(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=1024,
-        initializer_range=0.1,
-    )
     path = tmp_path_factory.mktemp("policy")
-    LlamaForCausalLM(config).save_pretrained(path)
+    tiny.served(vocab_size=VOCAB_SIZE, max_position_embeddings=1024, seed=5).save_pretrained(path)
     started = Engine(str(path), EngineConfig(max_model_len=560, kv_cache_gib=0.05, max_num_seqs=32), seed=0)
     yield started
     started.close()

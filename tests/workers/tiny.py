@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 import torch
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from raml_ray.text.batches import Example
 from raml_ray.workers.sft_plan import Plan, share
@@ -28,6 +28,23 @@ def model(seed: int = 0, *, tied: bool = True) -> PreTrainedModel:
             attn_implementation="sdpa",
         )
     )
+
+
+def served(*, vocab_size: int, max_position_embeddings: int, seed: int) -> PreTrainedModel:
+    """A two-layer random Llama whose heads have a size that vLLM computes on CPU."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=max_position_embeddings,
+            initializer_range=0.1,
+        )
+    ).eval()
 
 
 def examples(count: int, seed: int = 1) -> list[Example]:
