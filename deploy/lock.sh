@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
-compile=(.venv/bin/uv pip compile --quiet --no-config pyproject.toml --extra deepspeed --extra dev --python-version 3.11
+compile=(.venv/bin/uv pip compile --quiet --no-config pyproject.toml --extra deepspeed --extra lora --extra dev --python-version 3.11
   --generate-hashes --no-annotate --no-header)
 backend=()
 compgen -G "${UV_FIND_LINKS%/}/torch-2.13.0+cpu-*.whl" >/dev/null || backend=(--torch-backend cpu)
