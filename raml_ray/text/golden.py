@@ -52,3 +52,22 @@ CHOICE = [
 ]
 GOLDEN: dict[Kind, list[tuple[str, str, Verdict]]] = {"strict": STRICT, "paper": PAPER, "choice": CHOICE}
 """(gold answer, trajectory text, verdict) by judge."""
+
+WARM_UP = [
+    ("1234", "1,234"),
+    (r"\frac{3}{8}", "0.375"),
+    (r"2\sqrt{3}", r"\sqrt{12}"),
+    ("x^2+5x+6", "(x+2)(x+3)"),
+    ("(2,3)", r"\left(2, \frac{6}{2}\right)"),
+    (r"\{1,2,3\}", r"\{3,1,2\}"),
+    (r"(-\infty,2)\cup(5,\infty)", r"(5,\infty)\cup(-\infty,2)"),
+    ("y=2x+3", "y=3+2x"),
+    (r"\frac{\pi}{4}", r"\pi/4"),
+    (r"2\sin(x)\cos(x)", r"\sin(2x)"),
+    (r"\log_2(8)", "3"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"),
+    (r"50\%", "0.5"),
+    ("3+4i", "4i+3"),
+    (r"x\geq 2", r"[2,\infty)"),
+]
+"""(gold answer, answer) in the forms that answers have: parser and algebra build their tables when they first see one."""

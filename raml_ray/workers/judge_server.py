@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple
 
 from raml_ray.records import Judgement, Verdict
 from raml_ray.text import answers, choices, paper_judge
-from raml_ray.text.golden import Kind
+from raml_ray.text.golden import WARM_UP, Kind
 from raml_ray.workers.frames import frame, receive, send
 
 PR_SET_PDEATHSIG = 1
@@ -89,6 +89,12 @@ def perform(limits: Limits, task: str, key: str, text: str) -> list[object]:
             return list(paper_judge.judge_text(key, text))
         case "choice":
             return list(choices.judge_text(key, text))
+
+
+def warm_up(limits: Limits) -> None:
+    """Fills the caches that a forked worker is born with: its first answers would cost seconds, of their own deadline."""
+    for gold, answer in WARM_UP:
+        perform(limits, "judge", gold, answer if limits.judge == "strict" else f"\\boxed{{{answer}}}")
 
 
 def _work(limits: Limits, requests: int, replies: int, server: int) -> None:
@@ -184,6 +190,7 @@ class Server:
         self.unsent = bytearray()
         os.set_blocking(outgoing, False)
         self.num_idle_deaths = 0
+        warm_up(limits)
         self.workers = [_fork(limits) for _ in range(limits.num_workers)]
 
     def serve(self) -> None:

@@ -63,6 +63,12 @@ def test_the_self_test_passes(judge, request):
     request.getfixturevalue(judge).self_test()
 
 
+def test_what_warms_the_judges_up_is_judged_as_any_answer_is(pool):
+    items = [(gold, rf"\boxed{{{answer}}}") for gold, answer in golden.WARM_UP]
+    wrong = [gold for (gold, _), judged in zip(items, pool.judge(items), strict=True) if not judged.verdict.is_judgement]
+    assert wrong == []
+
+
 def test_a_judge_that_misjudges_a_golden_pair_is_refused(pool, monkeypatch):
     monkeypatch.setitem(golden.GOLDEN, "strict", [("5", r"\boxed{6}", Verdict.CORRECT)])
     with pytest.raises(RuntimeError, match=r"strict judge fails its self-test: '.*6.*' for '5': wrong \(different\)"):
