@@ -20,6 +20,10 @@ from raml_ray.workers import weights
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine, refusal
 
 
+HELD_S = 0.02
+"""A step that may give no reply, so that it does not take a whole core."""
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """What `scripted.json` in the policy folder may say: `{"seconds_per_step": 0.001, "tokens": [1, 40]}`."""
@@ -43,6 +47,7 @@ class ScriptedEngine(SteppedEngine):
     A file `fault-MOMENT-KIND-ANYTHING` in the policy folder befalls one engine, the first that comes by, and is then
     gone: at the moment `start`, `load` or `generate` (when half of its requests are finished) it will `die`, `hang` or
     `raise`. A file `poison-KIND-TOKEN` stays: in every engine it befalls the step that a prompt with this token enters.
+    A file `hold-NUMBER` that is there at an engine's start keeps it, while it is there, from more than so many replies.
     """
 
     def __init__(
@@ -62,7 +67,8 @@ class ScriptedEngine(SteppedEngine):
         self._script = Script.of(policy_path)
         self._waiting: deque[tuple[int, Request, Sampling]] = deque()
         self._running: list[tuple[int, int, Completion]] = []  # a heap: the step that ends it, its number
-        self._num_steps = self._num_tokens = self._num_added = self._num_finished = 0
+        self._num_steps = self._num_tokens = self._num_added = self._num_finished = self._num_replies = 0
+        self._hold = next(Path(policy_path).glob("hold-*"), None)
         self._befall("start")
 
     def _befall(self, moment: str) -> None:
@@ -114,17 +120,27 @@ class ScriptedEngine(SteppedEngine):
 
     def step(self) -> list[tuple[int, Completion]]:
         time.sleep(self._script.seconds_per_step)
+        if self._is_held():
+            time.sleep(HELD_S)
+            return []
         self._start_waiting()
         self._num_steps += 1
         finished = []
-        while self._running and self._running[0][0] <= self._num_steps:
+        while self._running and self._running[0][0] <= self._num_steps and not self._is_held(len(finished)):
             _, number, reply = heapq.heappop(self._running)
             finished.append((number, reply))
         self._num_tokens += sum(len(reply.token_ids) for _, reply in finished)
         self._num_finished += len(finished)
+        self._num_replies += len(finished)
         if finished and 2 * self._num_finished >= self._num_added:
             self._befall("generate")
         return finished
+
+    def _is_held(self, num_more: int = 0) -> bool:
+        """Whether it may give no more replies than these now."""
+        if self._hold is None or self._num_replies + num_more < int(self._hold.name.split("-")[1]):
+            return False
+        return self._hold.exists()
 
     def _reply(self, request: Request, sampling: Sampling) -> Completion:
         script = random.Random(request.seed)

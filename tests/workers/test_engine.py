@@ -300,6 +300,17 @@ def test_poison_befalls_every_engine_that_meets_it_and_no_other(tmp_path: Path) 
             engine.generate([Request([1], 0), Request([2, 17], 0)], SAMPLING)
 
 
+def test_a_held_engine_gives_so_many_replies_and_the_rest_when_it_is_let_go(tmp_path: Path) -> None:
+    hold = tmp_path / "hold-2"
+    hold.touch()
+    engine = ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
+    for number in range(5):
+        engine.add(number, Request([1], number), replace(SAMPLING, max_tokens=1))
+    assert [len(engine.step()) for _ in range(3)] == [2, 0, 0]
+    hold.unlink()
+    assert (len(engine.step()), engine.num_unfinished) == (3, 0)
+
+
 def test_a_fault_befalls_an_engine_when_half_of_its_requests_are_finished(tmp_path: Path) -> None:
     engine = ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
     (tmp_path / "fault-generate-raise-0").touch()
