@@ -19,7 +19,6 @@ from raml_ray.settings import EngineConfig
 from raml_ray.workers import weights
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine, refusal
 
-
 HELD_S = 0.02
 """A step that may give no reply, so that it does not take a whole core."""
 
@@ -125,7 +124,7 @@ class ScriptedEngine(SteppedEngine):
             return []
         self._start_waiting()
         self._num_steps += 1
-        finished = []
+        finished: list[tuple[int, Completion]] = []
         while self._running and self._running[0][0] <= self._num_steps and not self._is_held(len(finished)):
             _, number, reply = heapq.heappop(self._running)
             finished.append((number, reply))

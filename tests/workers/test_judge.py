@@ -65,7 +65,9 @@ def test_the_self_test_passes(judge, request):
 
 def test_what_warms_the_judges_up_is_judged_as_any_answer_is(pool):
     items = [(gold, rf"\boxed{{{answer}}}") for gold, answer in golden.WARM_UP]
-    wrong = [gold for (gold, _), judged in zip(items, pool.judge(items), strict=True) if not judged.verdict.is_judgement]
+    wrong = [
+        gold for (gold, _), judged in zip(items, pool.judge(items), strict=True) if not judged.verdict.is_judgement
+    ]
     assert wrong == []
 
 
