@@ -352,26 +352,39 @@ class EvaluateConfig(Settings):
     """Questions of each set, from the first; 0 is all."""
 
 
-class AnalyzeConfig(Settings):
-    """L-hat of every token of chosen trajectories."""
+Instrument = Literal["lhat"]
+"""What `analyze` can measure with; each has a file in stages/instruments/ and a node of settings of its own."""
 
+
+class AnalyzeConfig(Settings):
+    """What the instruments that look along trajectories share."""
+
+    instrument: Instrument = "lhat"
+    """`lhat`: L-hat after every token of chosen trajectories."""
     num_questions: int = Field(24, ge=1)
     num_correct: int = Field(1, ge=0)
-    """Correct trajectories per question that are probed."""
+    """Correct trajectories per question that are looked at."""
     num_wrong: int = Field(1, ge=0)
-    """Wrong trajectories per question that are probed."""
+    """Wrong trajectories per question that are looked at."""
     suffix: str = "\n\n**Final Answer**\n\\boxed{"
     """Text between a trajectory's prefix and the answer (paper C.1)."""
     until: str = "</think>"
     """Positions are probed up to and including this text; empty probes the whole response, as the released notebook does."""
     positions_per_chunk: int = Field(64, ge=1)
     """Prefixes whose answer branches are scored in one forward pass."""
-    ema_alpha: float = Field(0.01, gt=0, le=1)
-    """The paper's smoothing, drawn beside the raw curve."""
     num_workers: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+    """0 computes on CPU, else 1 or a part of one GPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     shard_timeout_s: float = Field(1800, gt=0)
-    """Eight further trajectories must have been probed by then, or the step stops."""
+    """Eight further trajectories must have been measured by then, or the step stops."""
+
+
+class LhatConfig(Settings):
+    """L-hat along the trajectory (analyze.instrument=lhat)."""
+
+    ema_alpha: float = Field(0.01, gt=0, le=1)
+    """The paper's smoothing, drawn beside the raw curve."""
 
 
 class ReportConfig(Settings):

@@ -69,7 +69,7 @@ def ema(raw_K: npt.ArrayLike, alpha: float) -> Floats:
     Raises: ValueError if alpha is outside (0, 1].
     """
     if not 0 < alpha <= 1:
-        raise ValueError(f"analyze.ema_alpha={alpha} must be in (0, 1]")
+        raise ValueError(f"lhat.ema_alpha={alpha} must be in (0, 1]")
     smooth = np.array(raw_K, dtype=np.float64)
     for i in range(1, len(smooth)):
         smooth[i] = alpha * smooth[i] + (1 - alpha) * smooth[i - 1]

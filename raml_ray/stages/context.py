@@ -8,6 +8,7 @@ from typing import Any
 from raml_ray import records, storage
 from raml_ray.config import Config, ConfigError, Stage, Step, flatten
 from raml_ray.records import Rejected
+from raml_ray.settings import Instrument
 from raml_ray.storage import Folder
 
 # The nodes that decide a stage's result. A stage is given the others at their defaults, so that what is listed here is
@@ -22,6 +23,8 @@ READS: dict[Stage, tuple[str, ...]] = {
     "analyze": ("seed", "policy", "prompt", "analyze"),
     "report": ("seed", "evaluate", "report"),
 }
+INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {"lhat": ("lhat",)}
+"""The nodes that an instrument of `analyze` reads beside those of its stage."""
 LIMITS = frozenset(
     {
         "analyze.num_workers",
@@ -131,19 +134,24 @@ class Context:
             (self.folder / "rejected").write_table(f"{name}.parquet", records.table(rows, records.REJECTED))
 
 
+def reads(config: Config, stage: Stage) -> tuple[str, ...]:
+    """The nodes that decide the stage's result."""
+    return READS[stage] + (INSTRUMENT_READS[config.analyze.instrument] if stage == "analyze" else ())
+
+
 def narrowed(config: Config, stage: Stage) -> Config:
     """The configuration with every node that the stage does not read at its default."""
-    kept = {name: config.model_dump(mode="python")[name] for name in (*READS[stage], *SITE)}
+    kept = {name: config.model_dump(mode="python")[name] for name in (*reads(config, stage), *SITE)}
     return Config.model_validate(kept)
 
 
 def manifest(context: Context, inputs: Mapping[str, str]) -> dict[str, Any]:
     """What decides a step's result: its stage, its settings, and the fingerprints of all that it builds on."""
-    reads = READS[context.step.stage]
+    nodes = reads(context.config, context.step.stage)
     settings = {
         name: value
         for name, value in flatten(context.config).items()
-        if name.split(".")[0] in reads and name not in LIMITS
+        if name.split(".")[0] in nodes and name not in LIMITS
     }
     # As it comes back from the file that it is compared with.
     written: dict[str, Any] = json.loads(

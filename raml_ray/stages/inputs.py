@@ -6,7 +6,7 @@ import fsspec
 
 from raml_ray.config import ConfigError
 from raml_ray.stages import sources
-from raml_ray.stages.context import READS, Context
+from raml_ray.stages.context import Context, reads
 from raml_ray.text import known_sets
 from raml_ray.workers import policy as policies
 
@@ -17,15 +17,15 @@ CHUNK = 1 << 22
 
 def fingerprints(context: Context) -> dict[str, str]:
     """Setting -> fingerprint of the file, folder or policy that it names, for what this step's stage reads."""
-    config, reads = context.config, READS[context.step.stage]
+    config, nodes = context.config, reads(context.config, context.step.stage)
     paths: dict[str, str] = {}
     if context.step.stage == "evaluate":
         paths |= {f"evaluate.sets.{name}": path for name, path in config.evaluate.sets.items()}
-    elif "data" in reads and context.step.stage != "verify":
+    elif "data" in nodes and context.step.stage != "verify":
         paths["data.path"] = config.data.path
     local = {name: sources.local_path(path) for name, path in paths.items()}
     found = {name: content(path) for name, path in local.items() if path and not path.startswith(NAMED_ONLY)}
-    if "policy" in reads and not context.step.policy and config.policy.path:
+    if "policy" in nodes and not context.step.policy and config.policy.path:
         path = config.policy.path
         try:
             found["policy.path"] = policies.policy_id(path, "policy")

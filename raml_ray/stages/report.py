@@ -13,9 +13,9 @@ from raml_ray.config import Config, dump, fingerprint
 from raml_ray.provenance import git_revision, without_secrets
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.report_claims import claims, is_near_zero
-from raml_ray.stages.report_curves import curves
 from raml_ray.stages.report_data import read
-from raml_ray.stages.report_figures import figures
+from raml_ray.stages.report_figures import figures, styled
+from raml_ray.stages.report_instruments import shown
 from raml_ray.stages.report_page import Facts, page
 from raml_ray.storage import Folder
 
@@ -38,10 +38,11 @@ def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COM
     """
     began = time.monotonic()
     run = read(run_folder, config)
-    curves_by_step = {step.name: curves(step) for step in run.of_stage("analyze")}
-    checked = claims(run, curves_by_step)
-    drawn = figures(run, curves_by_step)
-    for figure in drawn:
+    with styled():
+        drawn, instruments = figures(run), shown(run)
+    checked = [*claims(run), *(claim for instrument in instruments for claim in instrument.claims)]
+    kept = [*drawn, *(figure for instrument in instruments for figure in instrument.figures)]
+    for figure in kept:
         (out / "figures").write_text(f"{figure.name}.svg", figure.svg)
         with (out / "figures").writing(f"{figure.name}.png") as file:
             file.write(figure.png)
@@ -54,14 +55,14 @@ def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COM
         command=command,
         seconds=time.monotonic() - began,
     )
-    html = page(run, checked, drawn, facts)
+    html = page(run, checked, drawn, instruments, facts)
     out.write_text(PAGE, html)
     logger.info(
-        "report: %s, %.0f KiB, %d figures, %d claims", out.file(PAGE), len(html) / 1024, len(drawn), len(checked)
+        "report: %s, %.0f KiB, %d figures, %d claims", out.file(PAGE), len(html) / 1024, len(kept), len(checked)
     )
     return {
         "num_steps": len(run.steps),
-        "num_figures": len(drawn),
+        "num_figures": len(kept),
         "page_bytes": len(html.encode()),
         "accuracy_near_zero": is_near_zero(run.evaluations),
         "claims": [claim.as_json() for claim in checked],

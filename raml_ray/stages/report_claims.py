@@ -1,14 +1,12 @@
 """The paper's claims about policies, each put to the run's own evaluations: holds, does not hold, or undecided."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 from raml_ray.config import Config
-from raml_ray.stages.report_curves import Curve
 from raml_ray.stages.report_data import METRICS, Evaluation, Run
-from raml_ray.stages.report_lhat import lhat_claims
 from raml_ray.stages.report_lineage import Origins, ancestors, lineage_name, recipe, setting_behind
 from raml_ray.stages.report_outcomes import (
     MIN_QUESTIONS,
@@ -45,12 +43,9 @@ Pair = tuple[Evaluation, Evaluation]
 """(better, worse), as the paper has it."""
 
 
-def claims(run: Run, curves_by_step: Mapping[str, Sequence[Curve]]) -> list[Claim]:
-    """Every claim that the run has the steps for; `curves_by_step` are those of its analyze steps."""
-    found = [*_policy_claims(run), *_setting_claims(run)]
-    for step in run.of_stage("analyze"):
-        found += lhat_claims(step, curves_by_step[step.name], run.config)
-    return found
+def claims(run: Run) -> list[Claim]:
+    """Every claim about policies that the run has the steps for."""
+    return [*_policy_claims(run), *_setting_claims(run)]
 
 
 def is_near_zero(evaluations: Sequence[Evaluation]) -> bool:

@@ -58,6 +58,11 @@ class StepResult:
     """Dotted name -> value, of the settings that decide its result (manifest.json)."""
     folder: Folder
 
+    @property
+    def instrument(self) -> str:
+        """What an analyze step measured with."""
+        return str(self.settings["analyze.instrument"])
+
 
 class SetResult(NamedTuple):
     """One policy on one question set; all but the tokens are fractions in [0, 1]."""
@@ -101,6 +106,9 @@ class Run:
 
     def of_stage(self, stage: str) -> list[StepResult]:
         return [step for step in self.steps if step.stage == stage]
+
+    def of_instrument(self, instrument: str) -> list[StepResult]:
+        return [step for step in self.of_stage("analyze") if step.instrument == instrument]
 
     @property
     def origins(self) -> dict[str, Origin]:

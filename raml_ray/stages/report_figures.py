@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from raml_ray.formulas.lhat import ema
-from raml_ray.stages.report_curves import Curve, probed
-from raml_ray.stages.report_data import METRICS, Evaluation, Run, StepResult
+from raml_ray.stages.report_data import METRICS, Evaluation, Run
 
 LINEAGE_COLOURS = {(): "#8c8c8c", ("sft",): "#0072B2", ("grpo",): "#E69F00", ("sft", "grpo"): "#009E73"}
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#7A68A6", "#A6761D", "#1B9E9E", "#B8A500", "#555555")
-GROUP_COLOURS = {"correct": "#0072B2", "wrong": "#D55E00"}
 # Replaced by currentColor in the page's SVG, so that text and axes follow the page's light or dark scheme.
 INK = "#1c1e21"
 STYLE: dict[str, Any] = {
@@ -46,11 +44,6 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "raml",
 }
-GRID_POINTS = 101
-BAND_RESAMPLES = 500
-"""Of the trajectories, behind the shaded interval of a mean curve."""
-RASTER_POINTS = 20_000
-"""From so many points on the faint lines are drawn as pixels, or the page would weigh megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +59,15 @@ class Figure:
     rows: pa.Table
 
 
-def figures(run: Run, curves_by_step: Mapping[str, Sequence[Curve]]) -> list[Figure]:
-    """Every figure that the run has data for."""
-    with mpl.rc_context(STYLE):
-        found = [_evaluation(run.evaluations) if run.evaluations else None, _training(run)]
-        for step in run.of_stage("analyze"):
-            if rows := curves_by_step[step.name]:
-                found.append(_lhat(step, rows, run.config.analyze.ema_alpha))
+def figures(run: Run) -> list[Figure]:
+    """Policies and their training, as far as the run has data for them; to be drawn in `styled`."""
+    found = [_evaluation(run.evaluations) if run.evaluations else None, _training(run)]
     return [figure for figure in found if figure is not None]
+
+
+def styled() -> AbstractContextManager[None]:
+    """Within it, figures look like those of the page."""
+    return mpl.rc_context(STYLE)
 
 
 def colours(lineages: Sequence[tuple[str, ...]]) -> list[str]:
@@ -114,7 +108,7 @@ def _evaluation(evaluations: Sequence[Evaluation]) -> Figure:
     handles = [mpl.patches.Patch(color=c, label=o.label) for o, c in zip(evaluations, palette, strict=True)]
     canvas.legend(handles=handles, loc="outside upper left", ncols=min(len(evaluations), 5))
     caption = "Mean over the questions of each set; the bars' whiskers are 95 % bootstrap intervals over questions."
-    return _finished("evaluation", "Policies on the question sets", caption, canvas, rows)
+    return finished("evaluation", "Policies on the question sets", caption, canvas, rows)
 
 
 def metric_names(evaluations: Sequence[Evaluation]) -> dict[str, str]:
@@ -168,7 +162,7 @@ def _training(run: Run) -> Figure | None:
         "Faint: every step. Bold: mean over a centred window of a tenth of the steps, where there are over 30."
         " One training run each, so there is no interval."
     )
-    return _finished("training", "Training curves", caption, canvas, rows)
+    return finished("training", "Training curves", caption, canvas, rows)
 
 
 def _points(metrics: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
@@ -186,83 +180,8 @@ def _line(axis: Axes, points: Sequence[tuple[float, float]], label: str, colour:
     axis.plot(x, total, color=colour, label=label, linewidth=1.8)
 
 
-def _lhat(step: StepResult, curves: Sequence[Curve], alpha: float) -> Figure:
-    """Raw curves with their mean, and beside them the paper's smoothing of the same curves."""
-    probes = list(dict.fromkeys(curve.probe for curve in curves))
-    canvas = Canvas(figsize=(10.5, 3.9 * len(probes)))
-    panels = canvas.subplots(len(probes), 2, sharex=True, sharey=True, squeeze=False)
-    rows: list[dict[str, Any]] = []
-    rasterized = sum(len(curve.lhat) for curve in curves) > RASTER_POINTS
-    for probe, (left, right) in zip(probes, panels, strict=True):
-        for group, colour in GROUP_COLOURS.items():
-            members = [curve for curve in curves if curve.probe == probe and curve.group == group]
-            if not members:
-                continue
-            for axis, kind in ((left, "raw"), (right, "ema")):
-                _curve_group(axis, members, colour, group, alpha if kind == "ema" else None, rasterized)
-                _leaks(axis, members, colour)
-            rows += [row for curve in members for row in _curve_rows(curve, alpha)]
-        name = f" [{probe}]" if len(probes) > 1 else ""
-        left.set_title(f"As measured{name}")
-        right.set_title(f"The paper's smoothing (EMA, alpha = {alpha:g}){name}")
-        for axis in (left, right):
-            axis.set_ylabel("L-hat, nats per answer token")
-            axis.tick_params(labelleft=True)
-        left.legend(fontsize=9, loc="upper left")
-        left.set_ylim(bottom=0)
-    for axis in panels[-1]:
-        axis.set_xlabel("prefix, as a share of the last probed one")
-        axis.tick_params(axis="x", pad=9)
-        axis.set_xlim(0, 1)
-    caption = (
-        f"Probed: {probed(step, curves)}. Faint: single trajectories. Bold: their mean over the normalised position,"
-        f" with its 95 % bootstrap interval over trajectories (shaded). Ticks under the axis: where the answer is first"
-        f" written. The smoothing lags behind: a step there looks like a slope here."
-    )
-    return _finished(f"lhat_{step.name}", f"L-hat along the trajectory ({step.name})", caption, canvas, rows)
-
-
-def _leaks(axis: Axes, curves: Sequence[Curve], colour: str) -> None:
-    """Ticks under the axis where trajectories first write the answer."""
-    leaks = [curve.leak_position / max(curve.position[-1], 1) for curve in curves if curve.leak_position is not None]
-    (rug,) = axis.plot(leaks, [-0.04] * len(leaks), "|", color=colour, markersize=8, clip_on=False)
-    rug.set_transform(axis.get_xaxis_transform())
-    rug.set_in_layout(False)
-
-
-def _curve_group(
-    axis: Axes, curves: Sequence[Curve], colour: str, group: str, alpha: float | None, rasterized: bool
-) -> None:
-    grid = np.linspace(0, 1, GRID_POINTS)
-    on_grid = []
-    for curve in curves:
-        y = np.array(curve.lhat) if alpha is None else ema(curve.lhat, alpha)
-        axis.plot(curve.share, y, color=colour, alpha=0.12, linewidth=0.7, rasterized=rasterized)
-        on_grid.append(np.interp(grid, curve.share, y))
-    values = np.array(on_grid)
-    drawn = np.random.default_rng(0).integers(len(values), size=(BAND_RESAMPLES, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975], axis=0)
-    axis.fill_between(grid, low, high, color=colour, alpha=0.25, linewidth=0)
-    label = f"{group} ({len(curves)} trajectories)"
-    axis.plot(grid, values.mean(axis=0), color=colour, linewidth=2.2, label=label)
-
-
-def _curve_rows(curve: Curve, alpha: float) -> Iterator[dict[str, Any]]:
-    smooth = ema(curve.lhat, alpha)
-    for position, share, raw, smoothed in zip(curve.position, curve.share, curve.lhat, smooth, strict=True):
-        yield {
-            "trajectory_id": curve.trajectory_id,
-            "group": curve.group,
-            "probe": curve.probe,
-            "position": position,
-            "x": share,
-            "lhat": raw,
-            "ema": float(smoothed),
-            "leak_position": curve.leak_position,
-        }
-
-
-def _finished(name: str, title: str, caption: str, canvas: Canvas, rows: list[dict[str, Any]]) -> Figure:
+def finished(name: str, title: str, caption: str, canvas: Canvas, rows: list[dict[str, Any]]) -> Figure:
+    """The drawing as the page and a paper take it, and the rows behind it."""
     vector, pixels = io.StringIO(), io.BytesIO()
     canvas.savefig(vector, format="svg", metadata={"Date": None})
     canvas.savefig(pixels, format="png", dpi=160, facecolor="white")

@@ -7,22 +7,29 @@ import numpy as np
 
 from raml_ray.config import Config
 from raml_ray.formulas.lhat import ema, kendall_tau, leak_split
+from raml_ray.stages import report_curves
 from raml_ray.stages.report_curves import Curve
-from raml_ray.stages.report_data import StepResult
+from raml_ray.stages.report_data import Run, StepResult
+from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, Measurement, Outcome, level_for, measured
 
 
-def lhat_claims(step: StepResult, curves: Sequence[Curve], config: Config) -> list[Claim]:
-    """The claims that an analyze step speaks to, each decided by its first measurement."""
-    mine = [curve for curve in curves if curve.probe == curves[0].probe]
-    return [_falls(step, mine, config), _ends_differ(step, mine, config)]
+def shown(run: Run) -> Shown:
+    """The section of L-hat along the trajectory."""
+    claims, figures = [], []
+    for step in run.of_instrument("lhat"):
+        if curves := report_curves.curves(step):
+            gold = [curve for curve in curves if curve.probe == "gold"]
+            claims += [_falls(step, gold, run.config), _ends_differ(step, gold, run.config)]
+            figures.append(report_curves.drawn(step, curves, run.config.lhat.ema_alpha))
+    return Shown("L-hat along the trajectory", claims, "", figures)
 
 
 def _falls(step: StepResult, curves: Sequence[Curve], config: Config) -> Claim:
     """Kendall's tau with its sign turned: before the leak, and as the paper draws it (smoothed, the leak included)."""
     correct = [curve for curve in curves if curve.group == "correct"]
     before = [(one, leak_split(one.position, one.lhat, one.leak_or_end).kendall_tau) for one in correct]
-    drawn = [(one, kendall_tau(ema(one.lhat, config.analyze.ema_alpha))) for one in correct]
+    drawn = [(one, kendall_tau(ema(one.lhat, config.lhat.ema_alpha))) for one in correct]
     measurements = tuple(
         measured(
             "correct trajectories", step.name, metric, _falls_by_question(taus), config, unit="tau", level=level_for(1)

@@ -11,6 +11,7 @@ from raml_ray.provenance import without_secrets
 from raml_ray.stages.report_claims import is_near_zero
 from raml_ray.stages.report_data import Run
 from raml_ray.stages.report_figures import Figure
+from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_outcomes import PRIMARY, RULE, Claim, Measurement, Outcome
 from raml_ray.stages.report_tables import (
     figure_html,
@@ -37,17 +38,18 @@ class Facts(NamedTuple):
     seconds: float
 
 
-def page(run: Run, claims: Sequence[Claim], figures: Sequence[Figure], facts: Facts) -> str:
+def page(
+    run: Run, claims: Sequence[Claim], figures: Sequence[Figure], instruments: Sequence[Shown], facts: Facts
+) -> str:
     """The whole page as HTML."""
     by_name = {figure.name: figure for figure in figures}
-    curves = [figure for name, figure in by_name.items() if name.startswith("lhat_")]
     sections = [
         _head(run, facts),
         _what_ran(run, facts),
         _summary(run, claims),
         policies(run, by_name.get("evaluation")),
         section("Training", figure_html(by_name["training"])) if "training" in by_name else "",
-        section("L-hat along the trajectory", "".join(map(figure_html, curves))) if curves else "",
+        *(section(one.title, one.tables, *map(figure_html, one.figures)) for one in instruments),
         verdicts(run.of_stage("verify")),
         row_counts(run.steps),
         syncs(run),

@@ -48,7 +48,7 @@ def test_one_point_lies_at_zero():
 
 @pytest.mark.parametrize("alpha", [0.0, 1.5])
 def test_an_average_without_memory_or_beyond_it_is_refused(alpha):
-    with pytest.raises(ValueError, match=r"analyze\.ema_alpha"):
+    with pytest.raises(ValueError, match=r"lhat\.ema_alpha"):
         lhat.ema([1.0], alpha)
 
 

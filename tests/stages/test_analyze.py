@@ -1,15 +1,18 @@
-"""L-hat of chosen trajectories: positions, whose tokens, and what is set aside."""
+"""Instruments along chosen trajectories: whose tokens, which positions, and what is set aside."""
 
 import json
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from raml_ray.config import Step
+from raml_ray.config import Config, Step, override
 from raml_ray.miniature import tokenizer as miniature
-from raml_ray.settings import AnalyzeConfig, PromptConfig
+from raml_ray.settings import Instrument, PromptConfig
 from raml_ray.stages import analyze, verify
+from raml_ray.stages.context import INSTRUMENT_READS
+from raml_ray.stages.instruments import chosen, lhat
 from raml_ray.text import prompts
 from tests.stages import contexts
 from tests.stages.test_verify import oracle, verifying
@@ -41,14 +44,9 @@ def test_the_thinking_of_chosen_trajectories_is_probed_to_its_end(cluster: None,
         analyze.run(context)
 
 
-def prober(tmp_path: Path, prompt: PromptConfig, **settings: object) -> analyze.ShardProbe:
-    job = {
-        "folder": str(tmp_path / "step"),
-        "policy_path": contexts.policy(tmp_path / "policy"),
-        "settings": AnalyzeConfig.model_validate(settings).model_dump(mode="json"),
-        "prompt": prompt.model_dump(mode="json"),
-    }
-    return analyze.ShardProbe(job)
+@pytest.fixture
+def policy(tmp_path: Path) -> chosen.Opened:
+    return chosen.opened(contexts.policy(tmp_path / "policy"), Config())
 
 
 def row(text: str, **changes: Any) -> dict[str, Any]:
@@ -65,38 +63,63 @@ def row(text: str, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def test_sampled_ids_count_only_as_the_tokens_of_this_policy(tmp_path: Path) -> None:
+def test_sampled_ids_count_only_as_the_tokens_of_this_policy() -> None:
     tokenizer, prompt = miniature.build(), PromptConfig()
-    found = prober(tmp_path, prompt)
     asked = prompts.prompt_token_ids(tokenizer, "Sum: _ 7 9", prompt)
     text = "<think>\n _ 7 9\n</think>"
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     eos = tokenizer.eos_token_id
-    assert found._token_ids(row(text)) == (asked, tokens)
+    assert chosen.token_ids(tokenizer, row(text), prompt) == (asked, tokens)
     own = row(text, token_ids=[*tokens, eos], prompt_token_ids=asked)
-    assert found._token_ids(own) == (asked, tokens)
+    assert chosen.token_ids(tokenizer, own, prompt) == (asked, tokens)
     # Another tokenizer's ids mean something else here: the text counts.
     foreign = row(text, token_ids=[3, 4, 5], prompt_token_ids=[1, 2])
-    assert found._token_ids(foreign) == (asked, tokens)
+    assert chosen.token_ids(tokenizer, foreign, prompt) == (asked, tokens)
 
 
-def test_a_forced_beginning_is_in_the_prompt_once(tmp_path: Path) -> None:
-    prompt = PromptConfig(response_prefix="<think>\n")
-    prompt_ids, response_ids = prober(tmp_path, prompt)._token_ids(row("<think>\n _ 7 9\n</think>"))
-    whole = miniature.build().decode([*prompt_ids, *response_ids])
+def test_a_forced_beginning_is_in_the_prompt_once() -> None:
+    tokenizer, prompt = miniature.build(), PromptConfig(response_prefix="<think>\n")
+    prompt_ids, response_ids = chosen.token_ids(tokenizer, row("<think>\n _ 7 9\n</think>"), prompt)
+    whole = tokenizer.decode([*prompt_ids, *response_ids])
     assert whole.count("<think>") == 1
     with pytest.raises(ValueError, match="but the trajectory begins"):
-        prober(tmp_path, prompt)._token_ids(row("no thinking"))
+        chosen.token_ids(tokenizer, row("no thinking"), prompt)
 
 
-def test_positions_end_where_the_setting_says(tmp_path: Path) -> None:
+def curve(policy: chosen.Opened, text: str, **settings: object) -> dict[str, Any]:
+    changes = {f"analyze.{name}": value for name, value in settings.items()}
+    (found,) = lhat.Curves(policy, override(Config(), changes)).of(row(text))
+    return dict(found)
+
+
+def test_positions_end_where_the_setting_says(policy: chosen.Opened) -> None:
     text = "<think>\n _ 7 9\n</think>\n\n**Final Answer**\n\\boxed{16}"
     tokens = miniature.build()(text, add_special_tokens=False)["input_ids"]
     end = tokens.index(miniature.build().convert_tokens_to_ids("</think>")) + 1
-    thinking = prober(tmp_path, PromptConfig())._curve(row(text))
-    whole = prober(tmp_path, PromptConfig(), until="")._curve(row(text))
-    none = prober(tmp_path, PromptConfig(), until="</thought>")._curve(row(text))
+    thinking, whole = curve(policy, text), curve(policy, text, until="")
+    none = curve(policy, text, until="</thought>")
     assert thinking["position"] == list(range(end + 1))
     assert whole["position"] == none["position"] == list(range(len(tokens) + 1))
     assert thinking["lhat"] == pytest.approx(whole["lhat"][: end + 1], abs=1e-4)
     assert thinking["leak_position"] == whole["leak_position"] > end
+
+
+def test_a_row_that_cannot_be_measured_is_set_aside_alone() -> None:
+    reasons = []
+
+    def measure(row: chosen.Row) -> list[chosen.Row]:
+        if row["trajectory_id"] == "bad":
+            raise ValueError("too long")
+        return [row, row]
+
+    rows = [{"trajectory_id": name} for name in ("a", "bad", "b")]
+    found = chosen.one_by_one(rows, lambda row, reason: reasons.append((row["trajectory_id"], str(reason))), measure)
+    assert [row["trajectory_id"] for row in found] == ["a", "a", "b", "b"]
+    assert reasons == [("bad", "too long")]
+
+
+def test_every_instrument_has_its_file_its_part_of_the_page_and_its_settings() -> None:
+    for name in get_args(Instrument):
+        assert callable(import_module(f"raml_ray.stages.instruments.{name}").run)
+        assert callable(import_module(f"raml_ray.stages.report_{name}").shown)
+        assert set(INSTRUMENT_READS[name]) <= set(Config.model_fields)

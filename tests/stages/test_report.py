@@ -98,7 +98,7 @@ def analyzed(
             rows.append(
                 {
                     "trajectory_id": f"{group}{question}",
-                    "probe": "answer",
+                    "probe": "gold",
                     "position": list(range(11)),
                     "lhat": [before[0] + (before[1] - before[0]) * step / 9 for step in range(10)] + [end],
                     "foil_margin": None,

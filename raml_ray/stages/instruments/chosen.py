@@ -1,0 +1,204 @@
+"""What instruments share: which trajectories they look at, as which tokens, and a map over them that can be resumed.
+
+chosen/ holds the rows of each shard as the workers read them; a shard is done when its file stands in the instrument's
+table.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from raml_ray import cluster, records
+from raml_ray.config import Config, ConfigError, dump, load
+from raml_ray.records import Verdict
+from raml_ray.settings import PromptConfig
+from raml_ray.stages import mapping, rollouts, training_set
+from raml_ray.stages.context import Context
+from raml_ray.stages.progress import Progress
+from raml_ray.storage import Folder
+from raml_ray.text import batches, prompts
+from raml_ray.workers import policy as policies
+from raml_ray.workers.sharding import DTYPES
+
+ROWS_PER_SHARD = 8
+CHOSEN = pa.schema([*records.TRAJECTORY, *list(records.VERDICT)[1:], ("problem", pa.string()), ("answer", pa.string())])
+"""A chosen trajectory with its verdict and its question."""
+
+Row = Mapping[str, Any]
+"""Of CHOSEN, and whatever columns an instrument adds."""
+Reject = Callable[[Row, ValueError], None]
+"""Sets a row aside for this reason."""
+Measure = Callable[[Sequence[Row], Reject], Iterable[Row]]
+"""What an instrument does to the rows of one shard: rows of its table, each with its `trajectory_id`."""
+
+
+class Opened(NamedTuple):
+    """A policy ready to be measured, in evaluation mode on its device."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+class Table(NamedTuple):
+    """Where an instrument keeps what it measures: `Table("curves", records.ANSWER_CURVE)`."""
+
+    name: str
+    schema: pa.Schema
+
+
+class Measured(NamedTuple):
+    """All rows of the instrument's table, and how many trajectories were set aside."""
+
+    rows: list[dict[str, Any]]
+    num_rejected: int
+
+
+def trajectories(context: Context) -> list[dict[str, Any]]:
+    """Of each question the first correct and the first wrong trajectories, in the order of their samples, as CHOSEN.
+
+    Raises: ConfigError if there is none.
+    """
+    settings = context.config.analyze
+    wanted = {Verdict.CORRECT: settings.num_correct, Verdict.WRONG: settings.num_wrong}
+    taken: dict[str, dict[Verdict, int]] = defaultdict(lambda: dict.fromkeys(wanted, 0))
+    chosen = []
+    rows, questions = training_set.judged(context)
+    for row in rows:
+        verdict, question = Verdict(row["verdict"]), row["question_id"]
+        if question not in taken and len(taken) == settings.num_questions:
+            continue
+        if verdict not in wanted or taken[question][verdict] == wanted[verdict]:
+            continue
+        taken[question][verdict] += 1
+        chosen.append(row | {"problem": questions[question].problem, "answer": questions[question].answer})
+    if not chosen:
+        raise ConfigError(
+            f"step {context.step.name!r}: its data ({', '.join(context.step.data)}) holds no judged trajectory"
+        )
+    return chosen
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, row: Row, prompt: PromptConfig) -> tuple[list[int], list[int]]:
+    """Prompt and response, without its end of sequence.
+
+    The ids that an engine sampled, where they are this policy's tokens of that prompt and text; else its tokens of the
+    text. Raises: ValueError if the text lacks the prefix that the prompt forces.
+    """
+    sampled, stops = row["token_ids"], json.loads(row["sampling"] or "{}").get("stop_token_ids", [])
+    prompt_ids = prompts.prompt_token_ids(tokenizer, row["problem"], prompt)
+    if (
+        sampled is not None
+        and row["prompt_token_ids"] == prompt_ids
+        and prompts.response_text(tokenizer, sampled, prompt, stops) == row["text"]
+    ):
+        response_ids = list(sampled)
+    else:
+        response_ids = list(batches.encode(tokenizer, row["problem"], row["text"], prompt).response_token_ids)
+    if response_ids and response_ids[-1] in (tokenizer.eos_token_id, *stops):
+        response_ids = response_ids[:-1]
+    return prompt_ids, response_ids
+
+
+def opened(policy_path: str, config: Config) -> Opened:
+    """The policy in analyze.dtype, on a GPU where analyze.gpus_per_worker gives one."""
+    device = "cuda" if config.analyze.gpus_per_worker else "cpu"
+    model = policies.load_model(policy_path, dtype=DTYPES[config.analyze.dtype]).eval().to(device)
+    return Opened(model, policies.load_tokenizer(policy_path))
+
+
+def one_by_one(rows: Sequence[Row], reject: Reject, measure: Callable[[Row], Iterable[Row]]) -> Iterator[Row]:
+    """What `measure` says of each row; rows over which it raises a ValueError are set aside."""
+    for row in rows:
+        try:
+            measured = list(measure(row))
+        except ValueError as error:
+            reject(row, error)
+        else:
+            yield from measured
+
+
+def mapped(
+    context: Context,
+    rows: Sequence[Row],
+    make: Callable[[Opened, Config], Measure],
+    table: Table,
+    columns: pa.Schema = CHOSEN,
+) -> Measured:
+    """The instrument's table over all chosen rows, shard by shard; shards that are there already stay.
+
+    `make` is called once per worker process, `columns` are those of `rows`.
+
+    Raises: RuntimeError if a trajectory has no row in the table and was not set aside either; what a worker raised.
+    """
+    settings, step, folder = context.config.analyze, context.step.name, context.folder
+    cluster.check_fits(
+        {
+            f"analyze.num_workers={settings.num_workers}": (
+                settings.num_workers,
+                settings.num_workers * settings.gpus_per_worker,
+            ),
+            "Ray Data's own tasks": (1, 0),
+        }
+    )
+    shards = [rows[start : start + ROWS_PER_SHARD] for start in range(0, len(rows), ROWS_PER_SHARD)]
+    done = set((folder / table.name).names("shard-", ".parquet"))
+    missing = [{"shard": index} for index in range(len(shards)) if _name(index) not in done]
+    for shard in missing:
+        chosen = pa.Table.from_pylist(list(shards[shard["shard"]]), schema=columns)
+        (folder / "chosen").write_table(_name(shard["shard"]), chosen)
+    if missing:
+        policy_path, _ = rollouts.opened_policy(context)
+        job = {"folder": folder.path, "policy_path": policy_path, "config": dump(context.config)}
+        arguments = {"job": job, "make": make, "table": table}
+        workers = mapping.Workers(settings.num_workers, gpus=settings.gpus_per_worker)
+        patience = mapping.Patience(settings.shard_timeout_s, f"analyze.shard_timeout_s={settings.shard_timeout_s:g}")
+        there = len(rows) - sum(len(shards[shard["shard"]]) for shard in missing)
+        with Progress(folder, step, "analyze", unit="trajectories", total=len(rows), done=there) as progress:
+            for report in mapping.over_shards(step, missing, ShardWorker, arguments, workers, patience):
+                progress.add(int(report["rows"]))
+    return _complete(folder, rows, table)
+
+
+def _complete(folder: Folder, rows: Sequence[Row], table: Table) -> Measured:
+    """What all shards hold. A trajectory may have several rows, all in one shard."""
+    names = (folder / table.name).names("shard-", ".parquet")
+    measured = [(folder / table.name).read_table(name).to_pylist() for name in names]
+    found = [key for shard in measured for key in dict.fromkeys(row["trajectory_id"] for row in shard)]
+    rejected = (folder / "rejected").read_tables("shard-", records.REJECTED)["row_key"].to_pylist()
+    mapping.check_complete(folder, [row["trajectory_id"] for row in rows], found, rejected)
+    return Measured([row for shard in measured for row in shard], len(rejected))
+
+
+def _name(shard: int) -> str:
+    return f"shard-{shard:06d}.parquet"
+
+
+class ShardWorker:
+    """An open policy with an instrument: the class that Ray Data maps over shards."""
+
+    def __init__(self, job: dict[str, str], make: Callable[[Opened, Config], Measure], table: Table) -> None:
+        torch.set_num_threads(1)
+        config = load(job["config"], "the instrument's configuration")
+        self._folder, self._table = Folder(job["folder"]), table
+        self._measure = make(opened(job["policy_path"], config), config)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        reports = [self._shard(int(shard)) for shard in batch["shard"]]
+        return {name: [report[name] for report in reports] for name in reports[0]}
+
+    def _shard(self, shard: int) -> dict[str, int]:
+        rows = (self._folder / "chosen").read_table(_name(shard)).to_pylist()
+        rejected: list[records.Rejected] = []
+
+        def reject(row: Row, reason: ValueError) -> None:
+            rejected.append(records.rejected(row["trajectory_id"], "analyze", str(reason)[:200], row))
+
+        measured = list(self._measure(rows, reject))
+        mapping.write_rejected(self._folder, _name(shard), rejected)
+        (self._folder / self._table.name).write_table(_name(shard), records.table(measured, self._table.schema))
+        return {"shard": shard, "rows": len(rows)}
