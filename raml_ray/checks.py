@@ -53,6 +53,16 @@ def pattern(name: str, text: str) -> None:
         raise ValueError(f"{name}={text!r} has no group: put the answer's part into parentheses")
 
 
+def outer_loss(sft: SftConfig) -> None:
+    """Answers are looked for where the loss is of them alone."""
+    pattern("sft.answer_pattern", sft.answer_pattern)
+    if sft.answer_pattern and sft.outer_loss == "all_tokens":
+        raise ValueError(
+            f"sft.answer_pattern={sft.answer_pattern!r} has no effect on sft.outer_loss=all_tokens: leave it out, or set"
+            " sft.outer_loss=answer_only"
+        )
+
+
 def parallel_sizes(engine: EngineConfig) -> None:
     """An engine has one GPU per part of the model, or none at all."""
     ranks = engine.tensor_parallel_size * engine.pipeline_parallel_size

@@ -253,6 +253,13 @@ class TrainConfig(Settings):
 class SftConfig(Settings):
     """Supervised fine-tuning on verified trajectories: off-policy inner-loop paths."""
 
+    outer_loss: Literal["all_tokens", "answer_only", "answer_only_detached"] = "all_tokens"
+    """What the loss is of. `all_tokens`: every response token, the paper's SFT; `answer_only`: the final answer's tokens,
+    whose gradient goes through the trajectory's keys and values (the paper's Eq. 8); `answer_only_detached`: the same
+    loss with these as constants (Eq. 8 without its second-order path)."""
+    answer_pattern: str = ""
+    r"""Where the answer is, for `answer_only`: the first group of this regular expression's last match after thinking.
+    Empty: the content of the last `\boxed{}`. Trajectories without are set aside and counted."""
     num_trajectories: int = Field(32, ge=1)
     """Distinct correct trajectories per question, the support-set size n (paper, Fig. 8)."""
     selection: Literal["first", "random", "shortest", "longest", "diverse"] = "first"

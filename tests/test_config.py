@@ -60,6 +60,8 @@ def test_a_value_that_looks_like_json_is_read_as_json_and_another_as_text() -> N
             {"evaluate.stop": ["."], "engine.kind": "scripted"},
             "evaluate.stop=['.']: the tokens of engine.kind=scripted",
         ),
+        ({"sft.answer_pattern": "A: (.*)"}, "sft.answer_pattern='A: (.*)' has no effect on sft.outer_loss=all_tokens"),
+        ({"sft.answer_pattern": "A", "sft.outer_loss": "answer_only"}, "sft.answer_pattern='A' has no group"),
         ({"generate.stop": ["a", ""]}, "generate.stop=['a', '']: an empty text"),
     ],
 )

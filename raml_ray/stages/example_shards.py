@@ -31,7 +31,15 @@ ROWS_PER_GROUP = 64
 INDEX = pa.schema([("shard", pa.string()), ("tokens", pa.int32())])
 """One row per example, in the order of the set."""
 TOKENS = pa.list_(pa.int32())
-PIECE = pa.schema([("positions", TOKENS), ("prompt_token_ids", TOKENS), ("response_token_ids", TOKENS)])
+PIECE = pa.schema(
+    [
+        ("positions", TOKENS),
+        ("prompt_token_ids", TOKENS),
+        ("response_token_ids", TOKENS),
+        ("answer_start", pa.int32()),
+        ("answer_end", pa.int32()),
+    ]
+)
 """One row per trajectory; positions are those of its examples in the set."""
 
 
@@ -53,6 +61,9 @@ class Encoding:
     prompt: PromptConfig
     max_length: int
     with_sketches: bool
+    with_answers: bool
+    """Mark the tokens of the final answer; trajectories where it cannot be found are rejected."""
+    answer_pattern: str
 
 
 class Encoded(NamedTuple):
@@ -64,7 +75,7 @@ class Encoded(NamedTuple):
     sketches: dict[str, np.ndarray]
     """Trajectory -> the sketch of its text (`diversity.sketch`); empty without `with_sketches`."""
     rejected: list[Rejected]
-    """The trajectories that are too long."""
+    """The trajectories that are too long, or whose answer is to be marked and was not found."""
 
 
 class Index(NamedTuple):
@@ -137,7 +148,7 @@ def num_tasks(num_rows: int, rows_per_task: int) -> int:
 
 def _encode(source: Source, pieces: Folder, number: int, encoding: Encoding) -> Encoded:
     """One shard's trajectories in the student's tokens."""
-    from raml_ray.text import batches, diversity
+    from raml_ray.text import batches, diversity, final_answer
     from raml_ray.workers import policy as policies
 
     tokenizer = policies.load_tokenizer(encoding.policy_path)
@@ -151,9 +162,16 @@ def _encode(source: Source, pieces: Folder, number: int, encoding: Encoding) -> 
             examples = []
             for row in batch.to_pylist():
                 key = row["trajectory_id"]
-                example = batches.encode(tokenizer, source.problems[key], row["text"], encoding.prompt)
+                span = None
+                if encoding.with_answers:
+                    span = final_answer.final_span(row["text"], pattern=encoding.answer_pattern)
+                example = batches.encode(tokenizer, source.problems[key], row["text"], encoding.prompt, answer=span)
+                reason = ""
                 if len(example) > encoding.max_length:
                     reason = f"too_long:{len(example)} tokens, sft.max_length={encoding.max_length}"
+                elif encoding.with_answers and not any(example.fields.get(batches.ANSWER, ())):
+                    reason = f"no_answer:sft.answer_pattern={encoding.answer_pattern!r}"
+                if reason:
                     found.rejected.append(records.rejected(key, "sft", reason, row))
                     continue
                 examples.append(example)

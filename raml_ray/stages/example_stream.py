@@ -34,7 +34,14 @@ BLOCK_BYTES = 16 * 2**20
 """Of the examples that a rank takes from the object store at once."""
 WANTED = pa.schema([("step", pa.int32()), ("place", pa.int32()), ("row", pa.int64())])
 STREAMED = pa.schema(
-    [("step", pa.int32()), ("place", pa.int32()), ("prompt_token_ids", TOKENS), ("response_token_ids", TOKENS)]
+    [
+        ("step", pa.int32()),
+        ("place", pa.int32()),
+        ("prompt_token_ids", TOKENS),
+        ("response_token_ids", TOKENS),
+        ("answer_start", pa.int32()),
+        ("answer_end", pa.int32()),
+    ]
 )
 
 

@@ -6,7 +6,7 @@ shard by shard, in tasks.
 
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 
 from raml_ray import records, storage
 from raml_ray.config import ConfigError
-from raml_ray.records import Question, Verdict
+from raml_ray.records import Question, Rejected, Verdict
 from raml_ray.stages import example_shards
 from raml_ray.stages.context import Context, Counts
 from raml_ray.storage import Folder
@@ -42,8 +42,8 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     """Write the step's examples/: the support set of every question, in the student's tokens, shuffled by seed.
 
     A row in is a judged trajectory; filtered are those of other policies, wrong ones, and correct ones beyond the
-    support set; rejected are those that could be chosen if sft.max_length had room for them. A set that is whole stays
-    as it is; after a kill before that it is written anew.
+    support set; rejected are those that could be chosen if sft.max_length had room for them, or (sft.outer_loss) their
+    answer could be found. A set that is whole stays as it is; after a kill before that it is written anew.
 
     Raises: ConfigError if nothing is left to train on, or sft.policies names one that is not there.
     """
@@ -56,10 +56,8 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     labels = [[row.is_correct for row in group] for group in groups]
     candidates = [groups[q][t] for q, indices in enumerate(support.correct(labels, settings.pad_to)) for t in indices]
     most = example_shards.num_tasks(len(rows), settings.examples_per_shard)
-    encoding = example_shards.Encoding(
-        context.policy_path, context.config.prompt, settings.max_length, settings.selection == "diverse"
-    )
-    encoded = example_shards.encode(context.folder, list(_sources(candidates, _questions(context))), encoding, most)
+    sources = list(_sources(candidates, _questions(context)))
+    encoded = example_shards.encode(context.folder, sources, _encoding(context), most)
     rejected = [row for part in encoded for row in part.rejected]
     context.reject(rejected, "trajectories")
     num_tokens = {key: count for part in encoded for key, count in part.num_tokens.items()}
@@ -74,7 +72,7 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
         lambda asked: _farthest(asked, groups, encoded, most),
     )
     if not chosen:
-        raise _nothing(context, len(rows), len(candidates), len(rejected))
+        raise _nothing(context, len(rows), len(candidates), rejected)
     positions: dict[str, list[int]] = defaultdict(list)
     for position, (question, place) in enumerate(chosen):
         positions[groups[question][place].trajectory_id].append(position)
@@ -88,6 +86,7 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
         "distinct_trajectories": len(positions),
         "questions": sum(map(any, labels)),
         "questions_kept": len(kept),
+        "rejected_reasons": dict(Counter(row.reason.partition(":")[0] for row in rejected)),
         "mean_tokens": float(index.lengths.mean()),
         "median_tokens": float(np.median(index.lengths)),
     }
@@ -96,6 +95,18 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     examples.write_json(example_shards.FIGURES_FILE, {"counts": asdict(counts), "figures": figures})
     example_shards.write_index(examples, index)
     return counts, figures
+
+
+def _encoding(context: Context) -> example_shards.Encoding:
+    settings = context.config.sft
+    return example_shards.Encoding(
+        context.policy_path,
+        context.config.prompt,
+        settings.max_length,
+        with_sketches=settings.selection == "diverse",
+        with_answers=settings.outer_loss != "all_tokens",
+        answer_pattern=settings.answer_pattern,
+    )
 
 
 def _of_policies(rows: Sequence[Row], policies: Sequence[str]) -> list[Row]:
@@ -110,19 +121,25 @@ def _of_policies(rows: Sequence[Row], policies: Sequence[str]) -> list[Row]:
     return [row for row in rows if not policies or names[row.policy_id] in policies]
 
 
-def _nothing(context: Context, num_rows: int, num_candidates: int, num_rejected: int) -> ConfigError:
+def _nothing(context: Context, num_rows: int, num_candidates: int, rejected: Sequence[Rejected]) -> ConfigError:
     settings, start = context.config.sft, f"step {context.step.name!r}: "
     if not num_candidates:
         return ConfigError(
             f"{start}none of {num_rows} judged trajectories is correct, of sft.policies={settings.policies}, and among"
             f" the first sft.pad_to={settings.pad_to} of its question: generate more, or set these"
         )
-    if num_rejected == num_candidates:
+    if len(rejected) == num_candidates:
+        if num_unread := sum(row.reason.startswith("no_answer") for row in rejected):
+            return ConfigError(
+                f"{start}sft.answer_pattern={settings.answer_pattern!r} (empty: the last box) finds no answer in"
+                f" {num_unread} of {num_candidates} trajectories, and sft.max_length={settings.max_length} has no room for"
+                f" {num_candidates - num_unread}: set these"
+            )
         return ConfigError(
             f"{start}sft.max_length={settings.max_length} has room for none of {num_candidates} trajectories: raise it"
         )
     return ConfigError(
-        f"{start}none of {num_candidates - num_rejected} correct trajectories is left by sft.length={settings.length},"
+        f"{start}none of {num_candidates - len(rejected)} correct trajectories is left by sft.length={settings.length},"
         f" sft.match_length={settings.match_length}: questions with three correct trajectories have one of each length;"
         " generate more, or set these"
     )

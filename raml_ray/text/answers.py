@@ -1,8 +1,4 @@
-r"""The final answer of a trajectory, and whether it is the gold answer. Pure: whoever calls puts a process around it.
-
-Reading. The text after the last `</think>` counts (a `<think>` that never closes leaves no answer), of it the last
-MOST_CHARS characters; in them the last balanced `\boxed{}` that holds something, or the first group of the last match
-of a pattern. Numbers that merely stand in the text never count.
+r"""Whether a final answer (`final_answer` reads it) is the gold answer. Pure: whoever calls puts a process around it.
 
 Judging, in this order (G is the gold answer, A the extracted one):
 
@@ -34,14 +30,12 @@ from typing import NamedTuple
 
 from raml_ray.records import Judgement, Verdict
 from raml_ray.text import equality, notation
+from raml_ray.text.final_answer import extract_final, last_box
 from raml_ray.text.notation import Structure
 
 EXTRACTED_CHARS = 500
-MOST_CHARS = 200_000
-"""Of a trajectory's conclusion the last so many characters are read."""
 MAX_ELEMENTS = 200
 """Longer tuples, and longer sets of anything but plain numbers, are compared as strings only."""
-BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 CHOICE = re.compile(r"\(?\s*([A-J])\s*[).:]?")
 EQUALS = re.compile(r"(?<![<>!\\:])=(?!=)")
 NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?|')?(?:\([A-Za-z0-9,]+\))?")
@@ -59,55 +53,6 @@ class Comparison(NamedTuple):
 
 class BadGold(ValueError):
     """The gold answer cannot be read, so no answer can be judged by it."""
-
-
-def extract_final(text: str, *, pattern: str = "") -> str | None:
-    r"""The final answer as the trajectory writes it, or None if there is none.
-
-    Without a pattern the last balanced, non-empty `\boxed{}` after thinking; with one, its last match's first group,
-    which may take as long as the pattern likes.
-
-    Raises: ValueError if the pattern is no regular expression or has no group.
-    """
-    concluded = conclusion(text)
-    if concluded is None:
-        return None
-    if not pattern:
-        return last_box(concluded)
-    found = [match.group(1) or "" for match in check_pattern(pattern).finditer(concluded)]
-    return found[-1].strip() or None if found else None
-
-
-def conclusion(text: str) -> str | None:
-    """What follows the last `</think>`, its last MOST_CHARS characters; None if a `<think>` never closes."""
-    _, closing, concluded = text.rpartition("</think>")
-    return None if not closing and "<think>" in text else concluded[-MOST_CHARS:]
-
-
-def check_pattern(pattern: str) -> re.Pattern[str]:
-    """The compiled verify.answer_pattern. Raises: ValueError if it is no regular expression or has no group."""
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"verify.answer_pattern={pattern!r} is no regular expression: {error}") from None
-    if compiled.groups < 1:
-        raise ValueError(f"verify.answer_pattern={pattern!r} has no group: put the answer's part in parentheses")
-    return compiled
-
-
-def last_box(text: str) -> str | None:
-    """Content of the last balanced box that holds something, in one pass."""
-    opened: list[tuple[int, bool]] = []  # where the content of each open brace begins, and whether it is a box's
-    found: tuple[int, str] | None = None
-    for token in BOX.finditer(text):
-        if token.group().endswith("{") and token.group() != "\\{":
-            opened.append((token.end(), token.group() != "{"))
-        elif token.group() == "}" and opened:
-            start, is_box = opened.pop()
-            content = text[start : token.start()].strip()
-            if is_box and content:
-                found = (start, content)
-    return found[1] if found else None
 
 
 def judge_answer(gold: str, text: str, *, pattern: str = "", max_chars: int = 2000) -> Judgement:

@@ -12,7 +12,17 @@ from transformers import PreTrainedTokenizerBase
 from raml_ray.settings import PromptConfig
 from raml_ray.text import prompts
 
-EXAMPLE = pa.schema([("prompt_token_ids", pa.list_(pa.int32())), ("response_token_ids", pa.list_(pa.int32()))])
+EXAMPLE = pa.schema(
+    [
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("response_token_ids", pa.list_(pa.int32())),
+        ("answer_start", pa.int32()),
+        ("answer_end", pa.int32()),
+    ]
+)
+"""An Example; of its response tokens those from `answer_start` up to `answer_end` (0 and 0: unknown) are the answer's."""
+ANSWER = "answer"
+"""The field that is 1 on the tokens of the final answer and 0 on the other response tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class Batch:
     """Each (B, T) float32, 0 outside the response."""
     lengths: tuple[int, ...]
     """Tokens of each example, in the order of the rows or within the row."""
+    constant_BT: Tensor | None = None
+    """True on tokens whose keys and values the others attend to as constants: no gradient goes through them."""
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(
@@ -55,6 +67,7 @@ class Batch:
             self.response_mask_BT.to(device),
             {name: values_BT.to(device) for name, values_BT in self.fields.items()},
             self.lengths,
+            None if self.constant_BT is None else self.constant_BT.to(device),
         )
 
     def split(self, values_BT: Tensor) -> list[Tensor]:
@@ -67,6 +80,18 @@ class Batch:
         """The same tokens with an empty response mask: a forward and backward pass that adds nothing."""
         return replace(self, response_mask_BT=torch.zeros_like(self.response_mask_BT))
 
+    def answers_alone(self, *, detached: bool) -> "Batch":
+        """The same with the answers' tokens alone in the response mask; `detached` makes the trajectories constants.
+
+        The token before an answer token is where that is predicted: it belongs to the query and not to the trajectory,
+        as everywhere in this project (`probe`), so keys and values of the token that the answer follows do carry
+        gradient.
+        """
+        answer_BT = self.fields.get(ANSWER, torch.zeros_like(self.response_mask_BT))
+        predicts_BT = torch.nn.functional.pad(answer_BT[:, 1:], (0, 1))
+        constant_BT = (self.response_mask_BT != 0) & (predicts_BT == 0) if detached else None
+        return replace(self, response_mask_BT=answer_BT, constant_BT=constant_BT)
+
 
 class Examples(Sequence[Example]):
     """The rows of an EXAMPLE table, kept as Arrow columns and turned into an Example when asked for."""
@@ -75,6 +100,7 @@ class Examples(Sequence[Example]):
         columns = rows.select(EXAMPLE.names).combine_chunks()
         self._prompts = _flat(columns["prompt_token_ids"])
         self._responses = _flat(columns["response_token_ids"])
+        self._spans = [columns[name].to_numpy() for name in ("answer_start", "answer_end")]
 
     def __len__(self) -> int:
         return len(self._prompts[1]) - 1
@@ -82,9 +108,15 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return Example(
-            *(ids[offsets[index] : offsets[index + 1]].tolist() for ids, offsets in (self._prompts, self._responses))
+        prompt, response = (
+            ids[offsets[index] : offsets[index + 1]].tolist() for ids, offsets in (self._prompts, self._responses)
         )
+        start, end = (int(places[index]) for places in self._spans)
+        return Example(prompt, response, {ANSWER: _marks(len(response), start, end)} if end else {})
+
+
+def _marks(count: int, start: int, end: int) -> list[float]:
+    return [float(start <= place < end) for place in range(count)]
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,22 +125,37 @@ def _flat(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def table(examples: Iterable[Example]) -> pa.Table:
-    """Examples as an EXAMPLE table (their fields are not kept)."""
+    """Examples as an EXAMPLE table (of their fields the answer alone is kept)."""
     rows = list(examples)
+    marks = [list(example.fields.get(ANSWER, ())) for example in rows]
+    starts = [row.index(1.0) if 1.0 in row else 0 for row in marks]
     return pa.table(
         {
             "prompt_token_ids": [list(example.prompt_token_ids) for example in rows],
             "response_token_ids": [list(example.response_token_ids) for example in rows],
+            "answer_start": starts,
+            "answer_end": [start + row.count(1.0) for start, row in zip(starts, marks, strict=True)],
         },
         schema=EXAMPLE,
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, problem: str, response: str, prompt: PromptConfig) -> Example:
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    problem: str,
+    response: str,
+    prompt: PromptConfig,
+    *,
+    answer: tuple[int, int] | None = None,
+) -> Example:
     """The Example of a question and a trajectory's text (the forced `prompt.response_prefix` included) for the policy
     that owns the tokenizer; its end-of-sequence token ends the response, once.
 
-    Raises: ValueError if the tokenizer has no such token, or the text lacks the prefix that the prompt forces.
+    Given the characters of the response that are its answer, the field ANSWER marks their tokens; one that holds
+    characters of both counts as the answer's. An answer within the forced prefix has none.
+
+    Raises: ValueError if the tokenizer has no such token, or knows no offsets to find an answer by, or the text lacks
+    the prefix that the prompt forces.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -118,11 +165,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, problem: str, response: str, prom
         raise ValueError(
             f"prompt.response_prefix={prompt.response_prefix!r}, but the trajectory begins {response[:40]!r}"
         )
+    if answer and not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} gives no offsets to find answers by: use a fast tokenizer")
     rest = response[len(prompt.response_prefix) :]
-    response_ids = [int(i) for i in tokenizer(rest, add_special_tokens=False)["input_ids"]]
+    encoded = tokenizer(rest, add_special_tokens=False, return_offsets_mapping=answer is not None)
+    response_ids = [int(i) for i in encoded["input_ids"]]
+    fields = {}
+    if answer:
+        first, last = (place - len(prompt.response_prefix) for place in answer)
+        fields[ANSWER] = [float(start < last and end > first) for start, end in encoded["offset_mapping"]]
     if response_ids[-1:] != [tokenizer.eos_token_id]:
         response_ids.append(int(tokenizer.eos_token_id))
-    return Example(prompts.prompt_token_ids(tokenizer, problem, prompt), response_ids)
+        fields = {name: [*marks, 0.0] for name, marks in fields.items()}
+    return Example(prompts.prompt_token_ids(tokenizer, problem, prompt), response_ids, fields)
 
 
 def micro_batches(examples: Sequence[Example], max_tokens: int, *, packing: bool = False) -> list[list[Example]]:

@@ -15,7 +15,7 @@ import re
 import time
 
 from raml_ray.records import Judgement, Verdict
-from raml_ray.text import answers
+from raml_ray.text import answers, final_answer
 
 LETTER = re.compile(r"\(?([A-Ja-j])(?:\)|[.:](?!\d))?(?P<option>\s+.*|\s*)", re.DOTALL)
 MARKS = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf|mathsf)\s*(?=\{)|[*_$`{}]|\\[()\[\]]")
@@ -41,7 +41,7 @@ def letter(stated: str) -> str | None:
 
 def read_choice(text: str) -> tuple[str | None, str]:
     """The letter that the trajectory chooses, and the statement that it was read from; (None, "") if it states none."""
-    concluded = answers.conclusion(text)
+    concluded = final_answer.conclusion(text)
     if concluded is None:
         return None, ""
     statements = [

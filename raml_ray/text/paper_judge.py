@@ -17,7 +17,8 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig
 from math_verify.parser import NormalizationConfig
 
 from raml_ray.records import Judgement, Verdict
-from raml_ray.text.answers import EXTRACTED_CHARS, MOST_CHARS
+from raml_ray.text.answers import EXTRACTED_CHARS
+from raml_ray.text.final_answer import MOST_CHARS
 
 GOLD = [LatexExtractionConfig(), ExprExtractionConfig()]
 ANSWER = [

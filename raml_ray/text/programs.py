@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-from raml_ray.text.answers import conclusion
+from raml_ray.text.final_answer import conclusion
 
 FENCE = re.compile(r"([ \t]*)```[ \t]*([\w+.-]*)[ \t]*")
 LANGUAGES = frozenset({"", "py", "python", "python3"})

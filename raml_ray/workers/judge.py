@@ -17,7 +17,7 @@ from typing import Self
 
 import raml_ray
 from raml_ray.records import Judgement, Verdict
-from raml_ray.text import answers
+from raml_ray.text import final_answer
 from raml_ray.text.golden import GOLDEN, Kind
 from raml_ray.workers.frames import receive, send
 from raml_ray.workers.judge_server import Limits
@@ -114,11 +114,11 @@ class JudgePool:
     def _found(self, texts: list[str]) -> list[str | None]:
         """What each text is judged by without a pattern: its last box, which takes one pass to find, or all of it."""
         if self._limits.judge != "strict":
-            return [text[-answers.MOST_CHARS :] for text in texts]
-        return [answers.extract_final(text) for text in texts]
+            return [text[-final_answer.MOST_CHARS :] for text in texts]
+        return [final_answer.extract_final(text) for text in texts]
 
     def _read(self, texts: list[str], pattern: str) -> list[Reply]:
-        answers.check_pattern(pattern)
+        final_answer.check_pattern(pattern)
         read = self._distinct("read", [(pattern, text) for text in texts])
         replies = [read[pattern, text] for text in texts]
         if self._limits.judge == "strict":

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
 from raml_ray.records import Judgement, Verdict
-from raml_ray.text import answers, choices, paper_judge
+from raml_ray.text import answers, choices, final_answer, paper_judge
 from raml_ray.text.golden import WARM_UP, Kind
 from raml_ray.workers.frames import frame, receive, send
 
@@ -81,7 +81,7 @@ def perform(limits: Limits, task: str, key: str, text: str) -> list[object]:
     Strict judges are given final answers, the others whole texts.
     """
     if task == "read":
-        return [answers.extract_final(text, pattern=key)]
+        return [final_answer.extract_final(text, pattern=key)]
     match limits.judge:
         case "strict":
             return list(answers.judge_extracted(key, text, max_chars=limits.max_answer_chars))

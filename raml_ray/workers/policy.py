@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from raml_ray.workers.constant_keys import Constants
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -194,6 +196,7 @@ class TokenLogprobs(nn.Module):
         position_ids_BT: Tensor,
         needed_BT: Tensor | None = None,
         temperature: float = 1.0,
+        constant_BT: Tensor | None = None,
         token_chunk: int = 1024,
     ) -> Tensor:
         return token_logprobs(
@@ -203,6 +206,7 @@ class TokenLogprobs(nn.Module):
             position_ids_BT,
             needed_BT=needed_BT,
             temperature=temperature,
+            constant_BT=constant_BT,
             token_chunk=token_chunk,
         )
 
@@ -215,25 +219,31 @@ def token_logprobs(
     *,
     needed_BT: Tensor | None = None,
     temperature: float = 1.0,
+    constant_BT: Tensor | None = None,
     token_chunk: int = 1024,
 ) -> Tensor:
     """Log-probability of token t given the tokens before it, (B, T) float32, nats; column 0 is 0.
 
     Only tokens where `needed_BT` is not zero are scored (all, if it is None); the others are 0, and so is the first
     token of a sequence. Logits exist for `token_chunk` tokens at a time, in the backward pass too. Sequences packed into
-    one row are given without an attention mask, their positions restarting at 0.
+    one row are given without an attention mask, their positions restarting at 0. No gradient goes through the keys and
+    values of tokens where `constant_BT` is true.
 
-    Raises: ValueError if temperature is not positive.
+    Raises: ValueError if temperature is not positive, or the architecture cannot be told what is constant.
     """
     if temperature <= 0:
         raise ValueError(f"temperature={temperature:g}: log-probabilities need one above 0")
+    constants = None if constant_BT is None else Constants(model, constant_BT)
     hidden_BTD: Tensor = model.base_model(
         input_ids=input_ids_BT,
         attention_mask=attention_mask_BT,
         position_ids=position_ids_BT,
         use_cache=False,
         **(_sequences(position_ids_BT) if attention_mask_BT is None else {}),
+        **({} if constants is None else {"constants": constants}),
     ).last_hidden_state
+    if constants is not None:
+        constants.check()
     wanted_BT = position_ids_BT != 0
     if needed_BT is not None:
         wanted_BT = wanted_BT & (needed_BT != 0)

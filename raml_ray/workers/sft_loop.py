@@ -9,7 +9,7 @@ import torch
 from raml_ray.formulas import losses
 from raml_ray.records import seed_of
 from raml_ray.settings import SftConfig, TrainConfig
-from raml_ray.text.batches import Example, batches, micro_batches
+from raml_ray.text.batches import ANSWER, Batch, Example, batches, micro_batches
 from raml_ray.workers.sft_plan import Plan
 from raml_ray.workers.sharding import Sharded
 
@@ -36,6 +36,24 @@ def learning_rate(step: int, num_steps: int, settings: SftConfig) -> float:
     return settings.learning_rate * factor
 
 
+def outer(batch: Batch, settings: SftConfig) -> Batch:
+    """The batch with the tokens in its response mask that the outer loss is of (paper, Eq. 8)."""
+    match settings.outer_loss:
+        case "all_tokens":
+            return batch
+        case "answer_only":
+            return batch.answers_alone(detached=False)
+        case "answer_only_detached":
+            return batch.answers_alone(detached=True)
+
+
+def num_scored(example: Example, settings: SftConfig) -> int:
+    """Tokens of the example that the outer loss is of."""
+    if settings.outer_loss == "all_tokens":
+        return len(example.response_token_ids)
+    return round(sum(example.fields[ANSWER]))
+
+
 def train(
     policy: Sharded,
     steps: Plan,
@@ -48,7 +66,7 @@ def train(
     report: Report,
     save: Save,
 ) -> None:
-    """Maximise the examples' log-likelihood, a step's response tokens weighted alike.
+    """Maximise the examples' log-likelihood, a step's tokens that `sft.outer_loss` is of weighted alike.
 
     `shares` yields this rank's share of every step of the plan from `start_step` on; a share may be empty.
 
@@ -61,11 +79,12 @@ def train(
         mine = next(shares)
         budget = limits.max_tokens_per_micro_batch
         num_passes = int(policy.largest(len(micro_batches(mine, budget, packing=limits.packing))))
-        count = policy.total(sum(len(example.response_token_ids) for example in mine))
+        count = policy.total(sum(num_scored(example, settings) for example in mine))
 
         total = 0.0
         for index, batch in enumerate(batches(mine, budget, num_passes, packing=limits.packing), start=1):
-            part = losses.cross_entropy(policy.token_logprobs(batch), batch.response_mask_BT.to(policy.device))
+            scored = outer(batch, settings)
+            part = losses.cross_entropy(policy.token_logprobs(scored), scored.response_mask_BT.to(policy.device))
             policy.accumulate(part.total / count, last=index == num_passes)
             total += float(part.total.detach())
         rate = learning_rate(step, steps.num_steps, settings)

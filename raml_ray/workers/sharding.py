@@ -54,7 +54,12 @@ class Sharded:
         """Log-probability of every response token of the batch, (B, T) float32, nats; 0 elsewhere."""
         batch = batch.to(self.device)
         logprob_BT: Tensor = self._module(
-            batch.input_ids_BT, batch.attention_mask_BT, batch.position_ids_BT, batch.response_mask_BT, temperature
+            batch.input_ids_BT,
+            batch.attention_mask_BT,
+            batch.position_ids_BT,
+            batch.response_mask_BT,
+            temperature,
+            batch.constant_BT,
         )
         return logprob_BT
 

@@ -143,7 +143,8 @@ def test_a_rank_holds_few_examples_of_a_large_set(cluster: None, tmp_path: Path)
     ids = np.random.default_rng(0).integers(0, 2**30, rows * 30_000, dtype=np.int32)
     responses = pa.ListArray.from_arrays(np.arange(0, len(ids) + 1, 30_000, dtype=np.int32), ids)
     prompts = pa.array([[1]] * rows, EXAMPLE.field(0).type)
-    folder = written(tmp_path, pa.table([prompts, responses], schema=EXAMPLE), (16,) * 60)  # 115 MB
+    unmarked = [pa.array([0] * rows, pa.int32())] * 2
+    folder = written(tmp_path, pa.table([prompts, responses, *unmarked], schema=EXAMPLE), (16,) * 60)  # 115 MB
     del ids, responses
     plan = sft_plan.plan((16,) * 60, SETTINGS.model_copy(update={"num_epochs": 1}), seed=0)
     process, most, num_examples = psutil.Process(), 0, 0

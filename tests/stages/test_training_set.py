@@ -137,6 +137,34 @@ def test_the_set_is_the_same_however_it_is_cut_and_by_how_many_tasks(cluster: No
     assert before == {name: (small.folder / training_set.EXAMPLES).read_bytes(name) for name in before}
 
 
+@pytest.mark.ray
+def test_where_answers_alone_are_learned_rows_without_one_are_set_aside_and_counted(
+    cluster: None, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    rows = [
+        ("q1", 0, "<think>\n 3 8\n</think>\n\n**Final Answer**\n\\boxed{11}", "correct"),
+        ("q1", 1, "<think>\n 3 8\n</think>\n\nIt is 11", "correct"),
+        ("q1", 2, "<think>\n 3 8\\boxed{11}", "correct"),
+    ]
+    teacher(root, "long", rows)
+    verdicts(root, "verify", ("long", rows))
+    context = student(root, "verify", sft__outer_loss="answer_only")
+    counts, figures = written(context)
+    assert (counts.rows_in, counts.rows_out, counts.rejected, counts.filtered) == (3, 1, 2, 0)
+    assert figures["rejected_reasons"] == {"no_answer": 2}
+    _, whole = all_examples(context)
+    tokenizer = policies.load_tokenizer(context.policy_path)
+    (example,) = Examples(whole)
+    marked = [i for i, mark in zip(example.response_token_ids, example.fields["answer"], strict=True) if mark]
+    assert tokenizer.decode(marked) == "11"
+    pattern = student(root, "verify", sft__outer_loss="answer_only", sft__answer_pattern=r"It is (\d+)")
+    assert written(pattern)[1]["rejected_reasons"] == {"no_answer": 2}
+    nowhere = student(root, "verify", sft__outer_loss="answer_only", sft__answer_pattern="####(.*)")
+    with pytest.raises(ConfigError, match="finds no answer in 3 of 3 trajectories"):
+        written(nowhere)
+
+
 def lengths_of(q: str, *lengths: int, verdict: str = "correct") -> list[Row]:
     """Trajectories of so many tokens for the student: a digit is one, the end is one."""
     return [(q, n, str(n) * (length - 1), verdict) for n, length in enumerate(lengths)]

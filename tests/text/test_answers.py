@@ -1,7 +1,7 @@
 import pytest
 
 from raml_ray.records import Verdict
-from raml_ray.text import answers, notation
+from raml_ray.text import answers, final_answer, notation
 
 
 def verdict(gold, answer):
@@ -28,19 +28,34 @@ def verdict(gold, answer):
     ],
 )
 def test_the_last_balanced_box_after_thinking_is_the_answer(text, final):
-    assert answers.extract_final(text) == final
+    assert final_answer.extract_final(text) == final
 
 
 def test_a_pattern_reads_its_last_match():
     pattern = r"(?m)^A:\s*(.+)$"
-    assert answers.extract_final("A: 3\nno\nA: 1,234", pattern=pattern) == "1,234"
-    assert answers.extract_final(r"\boxed{3}", pattern=pattern) is None
+    assert final_answer.extract_final("A: 3\nno\nA: 1,234", pattern=pattern) == "1,234"
+    assert final_answer.extract_final(r"\boxed{3}", pattern=pattern) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "span"),
+    [
+        (r"a \boxed{ 5 } b", "", (10, 11)),
+        (r"<think>\boxed{1}</think>\boxed{\frac{1}{2}}", "", (31, 42)),
+        ("#### 7 \n", r"####(.*)", (5, 6)),
+        ("####  \n", r"####(.*)", None),
+        (r"\boxed{", "", None),
+    ],
+)
+def test_where_the_answer_stands_is_told_in_characters_of_the_whole_text(text, pattern, span):
+    assert final_answer.final_span(text, pattern=pattern) == span
+    assert final_answer.extract_final(text, pattern=pattern) == (text[span[0] : span[1]] if span else None)
 
 
 @pytest.mark.parametrize("pattern", ["A: (", "A: .+"])
 def test_a_pattern_that_cannot_work_is_refused(pattern):
     with pytest.raises(ValueError, match=r"verify\.answer_pattern"):
-        answers.extract_final("A: 3", pattern=pattern)
+        final_answer.extract_final("A: 3", pattern=pattern)
 
 
 EQUAL = [
@@ -225,7 +240,7 @@ def test_a_long_answer_costs_no_normalisation():
 
 
 def test_three_thousand_boxes_that_never_close_are_read_in_one_pass():
-    assert answers.extract_final(r"\[ \boxed{" * 3000) is None
+    assert final_answer.extract_final(r"\[ \boxed{" * 3000) is None
 
 
 @pytest.mark.parametrize(

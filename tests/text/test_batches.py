@@ -5,6 +5,7 @@ import torch
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.settings import PromptConfig
 from raml_ray.text.batches import Example, Examples, batches, collate, encode, micro_batches, table
+from raml_ray.text.final_answer import final_span
 
 
 def example(num_prompt: int, num_response: int, first: int = 1) -> Example:
@@ -128,6 +129,29 @@ def test_a_forced_beginning_belongs_to_the_prompt() -> None:
     )
     with pytest.raises(ValueError, match="response_prefix"):
         encode(tokenizer, "ab", "cd", prompt)
+
+
+def test_the_answer_s_characters_mark_its_tokens_and_a_token_of_both_is_the_answer_s() -> None:
+    tokenizer = miniature.build()
+    text = "<think>\n 3 8\n</think>\n\n**Final Answer**\n\\boxed{11}"
+    made = encode(tokenizer, "Sum: _ 3 8", text, PromptConfig(), answer=final_span(text))
+    marks = made.fields["answer"]
+    assert len(marks) == len(made.response_token_ids)
+    assert tokenizer.decode([i for i, mark in zip(made.response_token_ids, marks, strict=True) if mark]) == "11"
+    assert sum(marks) == len(tokenizer("11", add_special_tokens=False)["input_ids"])
+    # `\\boxed{` is one token: its last character is enough.
+    start, end = final_span(text) or (0, 0)
+    wider = encode(tokenizer, "Sum: _ 3 8", text, PromptConfig(), answer=(start - 1, end)).fields["answer"]
+    assert sum(wider) == sum(marks) + 1
+    prompt = PromptConfig(template="plain", response_prefix="<think>")
+    with_prefix = encode(tokenizer, "Sum: _ 3 8", text, prompt, answer=final_span(text))
+    assert list(with_prefix.fields["answer"]) == list(marks)[-len(with_prefix.response_token_ids) :]
+    # An answer that the prompt forces is no response token.
+    assert not any(encode(tokenizer, "a", text, prompt, answer=(0, 7)).fields["answer"])
+    assert list(Examples(table([made, example(2, 1)]))) == [
+        Example(list(made.prompt_token_ids), list(made.response_token_ids), {"answer": list(marks)}),
+        example(2, 1),
+    ]
 
 
 def test_a_batch_moves_as_a_whole() -> None:

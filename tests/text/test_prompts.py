@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.settings import PromptConfig
 from raml_ray.text import paper_prompts
-from raml_ray.text.answers import extract_final
+from raml_ray.text.final_answer import extract_final
 from raml_ray.text.prompts import prompt_text, prompt_token_ids, response_text
 
 TURNS = (
