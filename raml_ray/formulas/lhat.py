@@ -86,32 +86,6 @@ def paper_curve(raw_K: npt.ArrayLike, alpha: float = 0.01) -> PaperCurve:
     return PaperCurve(normalised_index(len(kept)), kept, ema(kept, alpha))
 
 
-def relative_changes(lhat_K: npt.ArrayLike) -> Floats:
-    """|L_i - L_{i-1}| / L_{i-1} of every token but the first; tokens after a value of exactly 0 are left out.
-
-    Source: RaML, arXiv:2505.19815, Fig. 6.
-    """
-    values = np.asarray(lhat_K, dtype=np.float64)
-    before, after = values[:-1], values[1:]
-    nonzero = before != 0
-    return np.asarray(np.abs(after - before)[nonzero] / before[nonzero], dtype=np.float64)
-
-
-def paper_word_change(lhat_K: npt.ArrayLike, start: int, num_tokens: int) -> float | None:
-    """|L_{i+m} - L_{i-1}| / L_{i-1} of a word of m tokens at i, as the notebook has it: one token beyond the word.
-
-    Its window is m + 1 tokens, against 1 of `relative_changes`, so the two do not compare. None where the window leaves
-    the curve or starts at 0.
-
-    Source: RaML's pseudo_gradient_descent notebook.
-    """
-    values = np.asarray(lhat_K, dtype=np.float64)
-    before, after = start - 1, start + num_tokens
-    if before < 0 or after >= len(values) or values[before] == 0:
-        return None
-    return float(abs(values[after] - values[before]) / values[before])
-
-
 def leak_split(position_K: npt.ArrayLike, lhat_K: npt.ArrayLike, leak_position: int, radius: int = 20) -> LeakSplit:
     """The curve's drop before and after the leak, its share near it, and the trend before it.
 

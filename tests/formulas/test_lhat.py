@@ -52,29 +52,6 @@ def test_an_average_without_memory_or_beyond_it_is_refused(alpha):
         lhat.ema([1.0], alpha)
 
 
-def test_the_papers_relative_changes():
-    changes = lhat.relative_changes(CURVE)
-    assert changes.tolist() == pytest.approx(MISC["relative_change"]["all"])
-    assert changes.mean() == pytest.approx(MISC["relative_change"]["mean"])
-    assert changes.std() == pytest.approx(MISC["relative_change"]["std_population"])
-
-
-def test_the_notebook_looks_one_token_beyond_the_word():
-    start = MISC["relative_change"]["token_ids"].index(MISC["relative_change"]["reflection_id"])
-    assert lhat.paper_word_change(CURVE, start, 1) == pytest.approx(MISC["relative_change"]["reflection_notebook"])
-    # the word's own token alone
-    same_window = MISC["relative_change"]["reflection_same_window"]
-    assert lhat.relative_changes(CURVE)[start - 1] == pytest.approx(same_window)
-
-
-def test_words_at_the_edge_or_after_a_zero_have_no_change():
-    assert lhat.paper_word_change(CURVE, 0, 1) is None
-    assert lhat.paper_word_change(CURVE, 3, 1) == pytest.approx(abs(0.75 - 6.0) / 6.0)
-    assert lhat.paper_word_change(CURVE, 4, 1) is None
-    assert lhat.paper_word_change([0.0, 1.0, 2.0], 1, 1) is None
-    assert lhat.relative_changes([0.0, 1.0, 0.5]).tolist() == [0.5]
-
-
 def test_a_step_at_the_leak_is_all_drop_after_it():
     value_K = [2.0] * 50 + [0.5] * 50
     split = lhat.leak_split(range(100), value_K, leak_position=50)
