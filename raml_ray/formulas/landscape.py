@@ -60,12 +60,12 @@ def normalised(direction: Tensor, weight: Tensor, kind: Normalisation) -> Tensor
     """
     direction, weight = direction.float(), weight.float()
     if kind == "tensor":
-        size = vector_norm(direction)
-        return direction * (vector_norm(weight) / size) if size > 0 else torch.zeros_like(direction)
+        size = float(vector_norm(direction))
+        return direction * (float(vector_norm(weight)) / size if size else 0.0)
     if weight.dim() < 2:
         return torch.zeros_like(direction)
     rows, filters = direction.flatten(1), weight.flatten(1)
-    scale = vector_norm(filters, dim=1, keepdim=True) / (vector_norm(rows, dim=1, keepdim=True) + LI_EPSILON)
+    scale: Tensor = vector_norm(filters, dim=1, keepdim=True) / (vector_norm(rows, dim=1, keepdim=True) + LI_EPSILON)
     return (rows * scale).view_as(direction)
 
 

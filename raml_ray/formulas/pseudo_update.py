@@ -12,58 +12,51 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 
 class Write(NamedTuple):
-    """What the new keys write into a head for one query: `output_E = old_output_E + mass * direction_E`."""
+    """What the new keys write into a head for K queries: `output_KE = old_output_KE + mass_K * direction_KE`."""
 
-    mass: Tensor
+    mass_K: Tensor
     """Attention on the new keys, in [0, 1]."""
-    old_attention_T: Tensor
+    old_attention_KT: Tensor
     """Softmax over the old keys alone; 0 at the new ones."""
-    old_output_E: Tensor
-    direction_E: Tensor
+    old_output_KE: Tensor
+    direction_KE: Tensor
     """New value minus old output."""
 
     @property
-    def step_E(self) -> Tensor:
+    def step_KE(self) -> Tensor:
         """The change of the head's output."""
-        return self.mass[..., None] * self.direction_E
+        return self.mass_K[..., None] * self.direction_KE
 
     @property
-    def output_E(self) -> Tensor:
+    def output_KE(self) -> Tensor:
         """The head's output with the new keys."""
-        return self.old_output_E + self.step_E
+        return self.old_output_KE + self.step_KE
 
 
-def write(logit_T: Tensor, value_TE: Tensor, is_new_T: Tensor) -> Write:
-    """What the keys marked as new write for a query with these attention logits; -inf hides a key.
+def write(logit_KT: Tensor, value_TE: Tensor, is_new_T: Tensor) -> Write:
+    """What the keys marked as new write for queries with these attention logits; -inf hides a key.
 
     Raises: ValueError if logits, values and marks do not belong together, or no key is old, or none new.
     """
-    if logit_T.shape != value_TE.shape[:-1] or is_new_T.shape != logit_T.shape[-1:]:
+    if logit_KT.shape[-1:] != value_TE.shape[-2:-1] or is_new_T.shape != logit_KT.shape[-1:]:
         raise ValueError(
-            "a write needs logits (.., T), values (.., T, E) and marks (T,), got"
-            f" {tuple(logit_T.shape)}, {tuple(value_TE.shape)}, {tuple(is_new_T.shape)}"
+            "a write needs logits (.., K, T), values (.., T, E) and marks (T,), got"
+            f" {tuple(logit_KT.shape)}, {tuple(value_TE.shape)}, {tuple(is_new_T.shape)}"
         )
     if bool(is_new_T.all()) or not bool(is_new_T.any()):
         raise ValueError(f"of {len(is_new_T)} keys some must be new and some old, got {int(is_new_T.sum())} new")
-    attention_T = logit_T.softmax(-1)
-    old_attention_T = logit_T.masked_fill(is_new_T, -torch.inf).softmax(-1)
-    new_attention_T = logit_T.masked_fill(~is_new_T, -torch.inf).softmax(-1)
-    old_output_E = weighted(old_attention_T, value_TE)
+    old_attention_KT = logit_KT.masked_fill(is_new_T, -torch.inf).softmax(-1)
+    new_attention_KT = logit_KT.masked_fill(~is_new_T, -torch.inf).softmax(-1)
+    old_output_KE = old_attention_KT @ value_TE
     return Write(
-        mass=(attention_T * is_new_T).sum(-1),
-        old_attention_T=old_attention_T,
-        old_output_E=old_output_E,
-        direction_E=weighted(new_attention_T, value_TE) - old_output_E,
+        mass_K=(logit_KT.softmax(-1) * is_new_T).sum(-1),
+        old_attention_KT=old_attention_KT,
+        old_output_KE=old_output_KE,
+        direction_KE=new_attention_KT @ value_TE - old_output_KE,
     )
-
-
-def weighted(attention_T: Tensor, row_TD: Tensor) -> Tensor:
-    """The rows' mean under the attention, (.., D): the output of values, or m, the read input, of hidden states."""
-    return (attention_T[..., None, :] @ row_TD)[..., 0, :]
 
 
 def value_patch(read_D: Tensor, step_E: Tensor) -> Tensor:
@@ -77,13 +70,13 @@ def value_patch(read_D: Tensor, step_E: Tensor) -> Tensor:
 
 def value_patch_norm(read_D: Tensor, step_E: Tensor) -> Tensor:
     """Frobenius norm of `value_patch`, |step| / |m|, without making it."""
-    return vector_norm(step_E, dim=-1) / vector_norm(read_D, dim=-1)
+    return _norm(step_E) / _norm(read_D)
 
 
 def value_patch_cosine(read_D: Tensor, step_E: Tensor, matrix_DE: Tensor) -> Tensor:
     """Cosine of `value_patch` with a matrix (minus a gradient, say), in [-1, 1], without making it; 0 if either is 0."""
     along = (read_D[..., None, :] @ matrix_DE @ step_E[..., :, None])[..., 0, 0]
-    size = vector_norm(read_D, dim=-1) * vector_norm(step_E, dim=-1) * vector_norm(matrix_DE, dim=(-2, -1))
+    size = _norm(read_D) * _norm(step_E) * _norm(matrix_DE.flatten(-2))
     return torch.where(size > 0, along / size, 0.0)
 
 
@@ -92,7 +85,8 @@ def joint_value_patch(read_KD: Tensor, step_KE: Tensor) -> Tensor:
 
     One query gives `value_patch`.
     """
-    return torch.linalg.pinv(read_KD) @ step_KE
+    inverse_DK: Tensor = torch.linalg.pinv(read_KD)
+    return inverse_DK @ step_KE
 
 
 def transfer_error(read_D: Tensor, step_E: Tensor, other_read_D: Tensor, other_step_E: Tensor) -> Tensor:
@@ -101,7 +95,7 @@ def transfer_error(read_D: Tensor, step_E: Tensor, other_read_D: Tensor, other_s
     0: it serves the other one as well; 1: as bad as no patch at all; NaN where there is no step to make.
     """
     share = (other_read_D * read_D).sum(-1, keepdim=True) / read_D.square().sum(-1, keepdim=True)
-    return vector_norm(share * step_E - other_step_E, dim=-1) / vector_norm(other_step_E, dim=-1)
+    return _norm(share * step_E - other_step_E) / _norm(other_step_E)
 
 
 def query_map(old_D: Tensor, new_D: Tensor) -> Tensor:
@@ -119,3 +113,7 @@ def delta_rule_update(state_DE: Tensor, key_D: Tensor, value_E: Tensor, beta: fl
     """The state after a token, S - beta k^T (k S - v), (.., D, E): a step of SGD with rate beta on |k S - v|^2 / 2."""
     error_E = (key_D[..., None, :] @ state_DE)[..., 0, :] - value_E
     return linear_attention_update(state_DE, key_D, -beta * error_E)
+
+
+def _norm(row_D: Tensor) -> Tensor:
+    return row_D.square().sum(-1).sqrt()

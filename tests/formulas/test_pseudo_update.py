@@ -18,20 +18,20 @@ def worked_example() -> tuple[pu.Write, Tensor]:
     """Query t, keys [E; t], W_q = W_k = 1: logits t E^T = [1, 0], t t^T = 1.5."""
     keys = torch.cat([OLD, T[None]])
     assert (T @ keys.T).tolist() == [1.0, 0.0, 1.5]
-    written = pu.write(T @ keys.T, keys @ W_V, LAST_IS_NEW)
-    return written, pu.weighted(written.old_attention_T, keys)
+    written = pu.write((T @ keys.T)[None], keys @ W_V, LAST_IS_NEW)
+    return written, (written.old_attention_KT @ keys)[0]
 
 
 def test_the_worked_example_to_twelve_digits() -> None:
     written, read_D = worked_example()
     # e^1.5 / (e + 1 + e^1.5)
-    assert written.mass.item() == pytest.approx(math.exp(1.5) / (math.e + 1 + math.exp(1.5)), abs=1e-12)
-    assert written.mass.item() == pytest.approx(0.546549387266, abs=1e-12)
-    assert written.old_output_E.tolist() == pytest.approx([0.962117157260, 1.731058578630, 0.5], abs=1e-12)
-    assert (written.old_output_E + written.direction_E).tolist() == pytest.approx([1.5, 1.5, 1.5], abs=1e-12)
-    assert written.output_E.tolist() == pytest.approx([1.256096695381, 1.604773654057, 1.046549387266], abs=1e-12)
+    assert written.mass_K.item() == pytest.approx(math.exp(1.5) / (math.e + 1 + math.exp(1.5)), abs=1e-12)
+    assert written.mass_K.item() == pytest.approx(0.546549387266, abs=1e-12)
+    assert written.old_output_KE[0].tolist() == pytest.approx([0.962117157260, 1.731058578630, 0.5], abs=1e-12)
+    assert (written.old_output_KE + written.direction_KE)[0].tolist() == pytest.approx([1.5, 1.5, 1.5], abs=1e-12)
+    assert written.output_KE[0].tolist() == pytest.approx([1.256096695381, 1.604773654057, 1.046549387266], abs=1e-12)
     assert read_D.tolist() == pytest.approx([0.731058578630, 0.268941421370, 0.231058578630], abs=1e-12)
-    patch_DE = pu.value_patch(read_D, written.step_E)
+    patch_DE = pu.value_patch(read_D, written.step_KE[0])
     expected = [
         [0.325549708989, -0.139846537304, 0.605242783597],
         [0.119763045016, -0.051446665993, 0.222656377003],
@@ -42,7 +42,7 @@ def test_the_worked_example_to_twelve_digits() -> None:
     )
     assert torch.linalg.matrix_rank(patch_DE) == 1
     assert patch_DE.norm().item() == pytest.approx(0.7794601108686725, abs=1e-12)
-    assert pu.value_patch_norm(read_D, written.step_E).item() == pytest.approx(0.7794601108686725, abs=1e-12)
+    assert pu.value_patch_norm(read_D, written.step_KE[0]).item() == pytest.approx(0.7794601108686725, abs=1e-12)
 
 
 def test_the_query_map_makes_the_old_token_ask_the_new_question() -> None:
@@ -64,11 +64,11 @@ def test_patched_weights_without_the_token_give_what_the_token_gave(num_old: int
     token = torch.randn(size, generator=generator).double()
     keys = torch.cat([old, token[None]])
     logit_T = (token @ w_q) @ (keys @ w_k).T / size
-    written = pu.write(logit_T, keys @ w_v, torch.arange(num_old + 1) == num_old)
+    written = pu.write(logit_T[None], keys @ w_v, torch.arange(num_old + 1) == num_old)
     whole = logit_T.softmax(-1) @ keys @ w_v
-    assert torch.allclose(written.output_E, whole, rtol=0, atol=1e-11)
+    assert torch.allclose(written.output_KE[0], whole, rtol=0, atol=1e-11)
     new_w_q = pu.query_map(old[-1], token) @ w_q
-    new_w_v = w_v + pu.value_patch(pu.weighted(written.old_attention_T, keys), written.step_E)
+    new_w_v = w_v + pu.value_patch((written.old_attention_KT @ keys)[0], written.step_KE[0])
     without = ((old[-1] @ new_w_q) @ (old @ w_k).T / size).softmax(-1) @ old @ new_w_v
     assert torch.allclose(without, whole, rtol=0, atol=1e-10)
 
@@ -76,13 +76,13 @@ def test_patched_weights_without_the_token_give_what_the_token_gave(num_old: int
 def test_the_patch_fails_for_another_query_and_says_by_how_much() -> None:
     written, read_D = worked_example()
     keys = torch.cat([OLD, T[None]])
-    other = pu.write(torch.tensor([0.0, 2.0, 0.0]).double(), keys @ W_V, LAST_IS_NEW)
-    other_read_D = pu.weighted(other.old_attention_T, keys)
-    by_matrix = other_read_D @ pu.value_patch(read_D, written.step_E) - other.step_E
-    error = pu.transfer_error(read_D, written.step_E, other_read_D, other.step_E)
-    assert error.item() == pytest.approx((by_matrix.norm() / other.step_E.norm()).item(), abs=1e-12)
+    other = pu.write(torch.tensor([[0.0, 2.0, 0.0]]).double(), keys @ W_V, LAST_IS_NEW)
+    other_read_D = (other.old_attention_KT @ keys)[0]
+    by_matrix = other_read_D @ pu.value_patch(read_D, written.step_KE[0]) - other.step_KE[0]
+    error = pu.transfer_error(read_D, written.step_KE[0], other_read_D, other.step_KE[0])
+    assert error.item() == pytest.approx((by_matrix.norm() / other.step_KE[0].norm()).item(), abs=1e-12)
     assert error > 0.1
-    assert pu.transfer_error(read_D, written.step_E, read_D, written.step_E) < 1e-12
+    assert pu.transfer_error(read_D, written.step_KE[0], read_D, written.step_KE[0]) < 1e-12
 
 
 def test_one_patch_serves_as_many_queries_as_read_independent_inputs() -> None:
@@ -95,12 +95,12 @@ def test_one_patch_serves_as_many_queries_as_read_independent_inputs() -> None:
 
 
 def test_several_new_tokens_are_one_write_of_their_mean_value() -> None:
-    logit_T = torch.zeros(4).double()
+    logit_KT = torch.zeros(1, 4).double()
     value_TE = torch.tensor([[0.0], [2.0], [6.0], [10.0]]).double()
-    written = pu.write(logit_T, value_TE, torch.tensor([False, False, True, True]))
+    written = pu.write(logit_KT, value_TE, torch.tensor([False, False, True, True]))
     # half of the attention is new; the old mean is 1, the new one 8
-    assert (written.mass.item(), written.old_output_E.item(), written.direction_E.item()) == (0.5, 1.0, 7.0)
-    assert written.output_E.item() == pytest.approx(4.5)
+    assert (written.mass_K.item(), written.old_output_KE.item(), written.direction_KE.item()) == (0.5, 1.0, 7.0)
+    assert written.output_KE.item() == pytest.approx(4.5)
 
 
 def test_cosines_are_those_of_the_patch_as_a_matrix() -> None:
@@ -140,6 +140,6 @@ def test_the_delta_rule_is_a_step_of_sgd() -> None:
 
 def test_writes_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="some must be new"):
-        pu.write(torch.zeros(2), torch.zeros(2, 3), torch.tensor([False, False]))
-    with pytest.raises(ValueError, match=r"got \(2,\), \(3, 3\)"):
-        pu.write(torch.zeros(2), torch.zeros(3, 3), torch.tensor([False, True]))
+        pu.write(torch.zeros(1, 2), torch.zeros(2, 3), torch.tensor([False, False]))
+    with pytest.raises(ValueError, match=r"got \(1, 2\), \(3, 3\)"):
+        pu.write(torch.zeros(1, 2), torch.zeros(3, 3), torch.tensor([False, True]))
