@@ -10,6 +10,7 @@ from raml_ray.settings import (
     GrpoConfig,
     MiniatureConfig,
     SftConfig,
+    TrainConfig,
 )
 
 
@@ -61,6 +62,16 @@ def outer_loss(sft: SftConfig) -> None:
             f"sft.answer_pattern={sft.answer_pattern!r} has no effect on sft.outer_loss=all_tokens: leave it out, or set"
             " sft.outer_loss=answer_only"
         )
+
+
+def adapters(train: TrainConfig) -> None:
+    """Adapters have a size before they have anything else."""
+    for name in ("lora_alpha", "lora_targets"):
+        value = getattr(train, name)
+        if not train.lora_rank and value != TrainConfig.model_fields[name].default:
+            raise ValueError(
+                f"train.{name}={value!r} has no effect on train.lora_rank=0: leave it out, or set the adapters' rank"
+            )
 
 
 def parallel_sizes(engine: EngineConfig) -> None:

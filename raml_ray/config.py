@@ -94,6 +94,7 @@ class Config(Settings):
         checks.pattern("data.answer_pattern", self.data.answer_pattern)
         checks.pattern("verify.answer_pattern", self.verify.answer_pattern)
         checks.outer_loss(self.sft)
+        checks.adapters(self.train)
         checks.parallel_sizes(self.engine)
         checks.response_ends(self.generate, self.evaluate, self.engine)
         checks.set_names(self.evaluate)

@@ -240,6 +240,13 @@ class TrainConfig(Settings):
     beta2: float = Field(0.95, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+    lora_rank: int = Field(0, ge=0)
+    """Train adapters of this rank beside weights that stay as they are; 0 trains the weights themselves. Engines and the
+    step's policy folder get the weights with the adapters merged in."""
+    lora_alpha: float = Field(32, gt=0)
+    """Of lora_rank: an adapter's product is weighted by lora_alpha / lora_rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Of lora_rank: names of the linear layers that get an adapter (`q_proj`); empty is all but the output head."""
     checkpoint_every: int = Field(50, ge=1)
     """Optimizer steps (SFT) or policy versions (GRPO) between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -70,6 +70,7 @@ ONLY_IN = {
     "mlflow": ("tracking.py",),
     "vllm": ("workers/engine.py", "workers/engine_extension.py"),
     "deepspeed": ("workers/sharding.py",),
+    "peft": ("workers/lora.py",),
     "matplotlib": ("stages/report",),
     "math_verify": ("text/equality.py", "text/paper_judge.py"),
     "datasets": ("stages/sources.py",),

@@ -62,6 +62,7 @@ def test_a_value_that_looks_like_json_is_read_as_json_and_another_as_text() -> N
         ),
         ({"sft.answer_pattern": "A: (.*)"}, "sft.answer_pattern='A: (.*)' has no effect on sft.outer_loss=all_tokens"),
         ({"sft.answer_pattern": "A", "sft.outer_loss": "answer_only"}, "sft.answer_pattern='A' has no group"),
+        ({"train.lora_targets": ["q_proj"]}, "train.lora_targets=('q_proj',) has no effect on train.lora_rank=0"),
         ({"generate.stop": ["a", ""]}, "generate.stop=['a', '']: an empty text"),
     ],
 )

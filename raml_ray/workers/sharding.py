@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from raml_ray.settings import TrainConfig
 from raml_ray.text.batches import Batch
-from raml_ray.workers import attention
+from raml_ray.workers import attention, lora
 from raml_ray.workers.policy import TokenLogprobs, untied
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -112,12 +112,16 @@ class Sharded:
     def full_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """Every weight whole, one after the other, under the name that the policy's folder has for it; on the device.
 
-        Only one whole tensor exists at a time if the caller lets go of it. Tied weights come once.
+        Only one whole tensor exists at a time if the caller lets go of it (one adapted layer's). Tied weights come once.
+        Adapters are merged into the weights beside which they lie.
         """
+        for name, whole in lora.merged(self._whole(), self._settings):
+            yield name, whole.to(dtype) if dtype is not None and whole.is_floating_point() else whole
+
+    def _whole(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._named().items():
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            whole = whole.detach()
-            yield name, whole.to(dtype) if dtype is not None and whole.is_floating_point() else whole
+            yield name, whole.detach()
 
     def full_state(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """All weights whole on rank 0's CPU, copies; nothing on the other ranks."""
@@ -128,8 +132,11 @@ class Sharded:
         return state
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds, weights and optimizer state: this rank's shards, to be written or filled."""
-        named = self._named()
+        """What a checkpoint holds, weights and optimizer state: this rank's shards, to be written or filled.
+
+        Frozen weights (train.lora_rank) are those of the policy that the step starts from, and not held again.
+        """
+        named = {n: t for n, t in self._named().items() if not isinstance(t, nn.Parameter) or t.requires_grad}
         tensors = {f"model.{name}": tensor for name, tensor in named.items()}
         for name, tensor in named.items():
             if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
@@ -159,7 +166,7 @@ def wrap(model: PreTrainedModel, settings: TrainConfig) -> Sharded:
 
     Parameters are kept in float32, whatever `train.dtype` they are computed with; gradients are added in float32.
 
-    Raises: ValueError if `train.strategy` cannot be had, or `train.packing` with that architecture.
+    Raises: ValueError if `train.strategy` cannot be had, or `train.packing` or `train.lora_targets` with that architecture.
     """
     if settings.strategy != "fsdp":
         raise ValueError(f"train.strategy={settings.strategy!r} is not built yet: set train.strategy=fsdp")
@@ -167,6 +174,8 @@ def wrap(model: PreTrainedModel, settings: TrainConfig) -> Sharded:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     dtype = DTYPES[settings.dtype]
     model.float()
+    if settings.lora_rank:
+        lora.add(model, settings)
     if settings.packing:
         attention.use_packed(model, device, dtype)
     precision = MixedPrecisionPolicy(param_dtype=None if dtype is torch.float32 else dtype, reduce_dtype=torch.float32)
