@@ -4,6 +4,7 @@ import re
 
 from raml_ray.settings import (
     BaseConfig,
+    DataConfig,
     EngineConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -122,3 +123,37 @@ def set_names(evaluate: EvaluateConfig) -> None:
     for name in evaluate.sets:
         if not name or "/" in name:
             raise ValueError(f"evaluate.sets.{name}: a set's name must not be empty or hold `/`; rename it")
+
+
+def policy_gradient(grpo: GrpoConfig, data: DataConfig, train: TrainConfig) -> None:
+    """What of GRPO goes together: nothing is set that would have no effect."""
+    for name, needs, is_there in (
+        ("layout", "grpo.reward=paper", grpo.reward == "paper"),
+        ("correction_cap", "grpo.correction=tis or mis", grpo.correction != "none"),
+        ("kl_estimator", "grpo.kl_coefficient above 0", grpo.kl_coefficient > 0),
+        ("gradient_variance_draws", "grpo.gradient_variance_every above 0", grpo.gradient_variance_every > 0),
+    ):
+        value = getattr(grpo, name)
+        if value != GrpoConfig.model_fields[name].default and not is_there:
+            raise ValueError(f"grpo.{name}={value} has an effect with {needs} alone: set that too, or leave it out")
+    if grpo.overlong_tokens is not None and grpo.overlong_tokens > grpo.max_tokens:
+        raise ValueError(
+            f"grpo.overlong_tokens={grpo.overlong_tokens} exceeds grpo.max_tokens={grpo.max_tokens}: the last so many of"
+            " a response's tokens are meant"
+        )
+    if grpo.compute_matched and grpo.questions_per_step * grpo.num_trajectories % grpo.num_updated:
+        raise ValueError(
+            f"grpo.compute_matched: grpo.questions_per_step={grpo.questions_per_step} times"
+            f" grpo.num_trajectories={grpo.num_trajectories} trajectories are no multiple of"
+            f" grpo.num_updated={grpo.num_updated}: choose one that divides them"
+        )
+    if grpo.selection == "lhat_descent" and data.answers == "code":
+        raise ValueError(
+            "grpo.selection=lhat_descent asks how likely the gold answer is, and data.answers=code has none: choose"
+            " another selection"
+        )
+    if grpo.gradient_variance_every and train.strategy != "fsdp":
+        raise ValueError(
+            f"grpo.gradient_variance_every={grpo.gradient_variance_every} reads gradients, which"
+            f" train.strategy={train.strategy} keeps to itself: set train.strategy=fsdp, or the former to 0"
+        )

@@ -252,6 +252,8 @@ class TrainConfig(Settings):
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(3, ge=0)
     """Restarts of the worker group from its last checkpoint."""
+    max_skipped_in_a_row: int = Field(3, ge=1)
+    """Optimizer steps left out one after the other, since loss or gradient were not finite, that end the step."""
     start_timeout_s: float = Field(120, gt=0)
     """A worker group that is not up by then counts as a controller failure, of which five end the step."""
     collective_timeout_s: float = Field(300, gt=0)
@@ -310,17 +312,51 @@ class GrpoConfig(Settings):
     num_trajectories: int = Field(32, ge=2)
     """Trajectories sampled per question, G. One trajectory has no group to be compared with."""
     num_updated: int = Field(32, ge=1)
-    """Of those G, how many enter the policy loss, chosen at random (paper: num_update_sample_per_prompt); advantages come
-    from all G."""
-    advantage: Literal["standardized", "centered"] = "standardized"
+    """Of those G, how many enter the policy loss (paper: num_update_sample_per_prompt); advantages come from all G."""
+    selection: Literal["random", "max_variance", "difficulty", "diverse", "lhat_descent"] = "random"
+    """Which ones: `random` (the paper's rule); `max_variance`: rewards as far apart as can be (PODS); `difficulty`: random
+    ones, most of questions of which about half are correct, none where all or none are (num_updated is the mean over
+    questions); `diverse`: the first, then ever the one whose tokens differ most from all before; `lhat_descent`: those
+    along whose thinking the gold answer's negative log-probability falls most (paper, 4.3)."""
+    compute_matched: bool = False
+    """A step asks questions_per_step * num_trajectories / num_updated questions: equally many trajectories are updated on,
+    whatever num_updated is."""
+    reward: Literal["correct", "paper"] = "correct"
+    """`correct`: 1 for a correct answer, else 0; `paper`: 1 for a correct and 0 for a wrong one, less 1.5 and 1 where the
+    response is not in `layout` (RaML, Eq. 21)."""
+    layout: Literal["paper", "think"] = "paper"
+    """What reward=paper takes for well-formed. `paper`: <think> block, <conclusion> block, a last line "The answer is
+    \\boxed{...}"; `think`: <think> block, then a box."""
+    loss: Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"] = "grpo"
+    """The policy loss: a published recipe (docs/grpo.md), which decides all that is null below."""
+    advantage: Literal["standardized", "centered"] | None = None
     """Reward minus the group's mean, over its standard deviation (GRPO) or not (Dr. GRPO)."""
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] | None = None
+    """Tokens of a minibatch weigh alike; sequences do; or tokens are added up over (sequences times max_tokens)."""
+    clip_low: float | None = Field(None, gt=0, le=1)
+    """Ratios are held at 1 - clip_low and 1 + clip_high."""
+    clip_high: float | None = Field(None, gt=0)
+    max_refills: int | None = Field(None, ge=0)
+    """Dynamic sampling (DAPO): questions whose rewards are all equal leave the loss, and as many others are asked in their
+    place, at most so many times in a step; 0 is off."""
+    overlong_tokens: int | None = Field(None, ge=0)
+    """Overlong shaping (DAPO): over the last so many of max_tokens the reward falls by up to 1; 0 is off."""
+    correction: Literal["tis", "mis", "none"] = "tis"
+    """What the learner's probability of a token over the engine's does to its loss: it is the weight, at most
+    correction_cap (`tis`, truncated importance sampling), or 0 above it (`mis`, masked)."""
+    correction_cap: float = Field(2.0, gt=0)
+    kl_coefficient: float = Field(0.0, ge=0)
+    """Weight of the divergence from the policy that the step starts from, a frozen second copy of which is then held."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus."""
+    gradient_variance_every: int = Field(0, ge=0)
+    """Policy versions between measurements of how much the gradient varies with the draw of num_updated trajectories; 0
+    is never. Each costs gradient_variance_draws + 1 further passes."""
+    gradient_variance_draws: int = Field(8, ge=2)
     num_minibatches: int = Field(2, ge=1)
     """Optimizer steps per policy version."""
     learning_rate: float = Field(5e-4, gt=0)
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: float = Field(0.28, gt=0)
-    tis_cap: float = Field(2.0, ge=0)
-    """Truncated importance sampling between rollout engine and learner: largest weight; 0 is off."""
     temperature: float = Field(1.0, gt=0)
     max_tokens: int = Field(96, ge=1)
     num_engines: int = Field(1, ge=1)

@@ -11,9 +11,10 @@ PACKAGE = ROOT / "raml_ray"
 MOST_LINES, MOST_FUNCTION_LINES = 300, 60
 
 LAYERS = {
-    "formulas": set(),
+    "formulas": {"formulas"},
     "records": set(),
     "settings": set(),
+    "recipes": {"settings"},
     "checks": {"settings"},
     "config": {"settings", "checks"},
     "presets": {"config", "presets_paper"},
@@ -25,7 +26,7 @@ LAYERS = {
     "status": {"config", "storage", "progress_file"},
     "text": {"text", "records", "settings", "config"},
     "miniature": {"miniature", "records", "settings", "config"},
-    "workers": {"workers", "formulas", "text", "miniature", "records", "settings", "config"},
+    "workers": {"workers", "formulas", "text", "miniature", "records", "settings", "config", "recipes"},
     "cluster": {"config"},
     "provenance": {"config", "storage"},
     "tracking": {"config", "storage", "metrics_file", "provenance"},
@@ -38,6 +39,7 @@ LAYERS = {
         "text",
         "miniature",
         "config",
+        "recipes",
         "settings",
         "records",
         "storage",

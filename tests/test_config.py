@@ -64,6 +64,14 @@ def test_a_value_that_looks_like_json_is_read_as_json_and_another_as_text() -> N
         ({"sft.answer_pattern": "A", "sft.outer_loss": "answer_only"}, "sft.answer_pattern='A' has no group"),
         ({"train.lora_targets": ["q_proj"]}, "train.lora_targets=('q_proj',) has no effect on train.lora_rank=0"),
         ({"generate.stop": ["a", ""]}, "generate.stop=['a', '']: an empty text"),
+        ({"grpo.layout": "think"}, "grpo.layout=think has an effect with grpo.reward=paper alone"),
+        ({"grpo.correction": "none", "grpo.correction_cap": 3}, "grpo.correction_cap=3.0 has an effect with"),
+        ({"grpo.kl_estimator": "k2"}, "grpo.kl_estimator=k2 has an effect with grpo.kl_coefficient above 0 alone"),
+        ({"grpo.gradient_variance_draws": 9}, "with grpo.gradient_variance_every above 0 alone"),
+        ({"grpo.overlong_tokens": 97}, "grpo.overlong_tokens=97 exceeds grpo.max_tokens=96"),
+        ({"grpo.compute_matched": True, "grpo.num_updated": 3}, "no multiple of grpo.num_updated=3"),
+        ({"grpo.selection": "lhat_descent", "data.answers": "code"}, "grpo.selection=lhat_descent asks"),
+        ({"grpo.gradient_variance_every": 1, "train.strategy": "deepspeed"}, "set train.strategy=fsdp"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_name(changes: dict[str, object], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Advantages of a group of trajectories, and which of the group enter the policy loss."""
+"""Advantages of the trajectories of a group, compared with each other."""
 
 import torch
 from torch import Tensor
@@ -29,11 +29,20 @@ def centered(reward_QG: Tensor, valid_QG: Tensor | None = None) -> Tensor:
     zero_QG = torch.zeros_like(reward_QG)
     num_valid_Q1 = valid_QG.sum(1, keepdim=True)
     mean_Q1 = torch.where(valid_QG, reward_QG, zero_QG).sum(1, keepdim=True) / num_valid_Q1.clamp(min=1)
-    lowest_Q1 = torch.where(valid_QG, reward_QG, torch.inf).amin(1, keepdim=True)
-    highest_Q1 = torch.where(valid_QG, reward_QG, -torch.inf).amax(1, keepdim=True)
-    # Asked of the rewards, not of their deviations: a mean of equal floats need not equal them to the last bit.
-    teaches_Q1 = (num_valid_Q1 >= 2) & (highest_Q1 > lowest_Q1)
+    teaches_Q1 = differing(reward_QG, valid_QG)[:, None]
     return torch.where(valid_QG & teaches_Q1, reward_QG - mean_Q1, zero_QG)
+
+
+def differing(reward_QG: Tensor, valid_QG: Tensor | None = None) -> Tensor:
+    """Whether a question's valid rewards differ at all, (Q,) bool: of others nothing can be learned.
+
+    Asked of the rewards, not of their deviations: a mean of equal floats need not equal them to the last bit.
+
+    Raises: ValueError if the shapes differ or are not (Q, G).
+    """
+    reward_QG, valid_QG = _checked(reward_QG, valid_QG)
+    lowest_Q = torch.where(valid_QG, reward_QG, torch.inf).amin(1)
+    return torch.where(valid_QG, reward_QG, -torch.inf).amax(1) > lowest_Q
 
 
 def standardized(reward_QG: Tensor, valid_QG: Tensor | None = None, *, epsilon: float = 1e-6) -> Tensor:
@@ -50,25 +59,3 @@ def standardized(reward_QG: Tensor, valid_QG: Tensor | None = None, *, epsilon: 
     num_valid_Q1 = valid_QG.sum(1, keepdim=True)
     deviation_Q1 = (centered_QG.square().sum(1, keepdim=True) / (num_valid_Q1 - 1).clamp(min=1)).sqrt()
     return centered_QG / (deviation_Q1 + epsilon)
-
-
-def select_random(valid_QG: Tensor, num_updated: int, seed: int) -> Tensor:
-    """Which trajectories are updated on, (Q, G) bool: `num_updated` of each question's valid ones, all if it has fewer.
-
-    The same seed selects the same ones.
-
-    Raises: ValueError if num_updated is outside [1, G].
-
-    Source: RaML's num_update_sample_per_prompt, arXiv:2505.19815, Table 7.
-    """
-    num_questions, num_trajectories = valid_QG.shape
-    if not 1 <= num_updated <= num_trajectories:
-        raise ValueError(
-            f"grpo.num_updated={num_updated} must be in [1, {num_trajectories}]: "
-            "only sampled trajectories can be updated on"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    draw_QG = torch.rand(num_questions, num_trajectories, generator=generator).to(valid_QG.device)
-    best_QU = torch.where(valid_QG.bool(), draw_QG, -1.0).topk(num_updated, dim=1).indices
-    selected_QG = torch.zeros_like(valid_QG, dtype=torch.bool).scatter(1, best_QU, True)
-    return selected_QG & valid_QG.bool()

@@ -1,7 +1,8 @@
 """Losses as sums and counts: the divide happens once per optimizer step, over all ranks and micro-batches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,26 +27,6 @@ class Part:
         return self.total / self.count.clamp(min=1)
 
 
-class Surrogate(NamedTuple):
-    """The policy loss and how often its clipping held a token back: `Surrogate(loss, low, high)`."""
-
-    loss: Part
-    clipped_low: Part
-    """Tokens held at the lower bound of the ratio: unlikelier ones of trajectories to lower."""
-    clipped_high: Part
-    """Tokens held at the upper bound of the ratio: likelier ones of trajectories to raise."""
-
-
-class Mismatch(NamedTuple):
-    """How far the learner's log-probabilities are from the rollout engine's, in nats."""
-
-    absolute: Part
-    """|learner - engine| per token."""
-    largest: Tensor
-    kl: Part
-    """k3 estimate of KL(engine || learner) per token."""
-
-
 def same_shape(**tensors: Tensor) -> None:
     """Nothing; broadcasting (B,) over (B, T) is legal whenever B = T, and wrong.
 
@@ -56,7 +37,12 @@ def same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"shapes differ: {shapes}")
 
 
-def _masked(value_BT: Tensor, mask_BT: Tensor) -> Part:
+def masked(value_BT: Tensor, mask_BT: Tensor) -> Part:
+    """The values that the mask keeps, and their number.
+
+    Raises: ValueError if the shapes differ.
+    """
+    same_shape(value=value_BT, mask=mask_BT)
     # `where`, not a product: padding may hold infinities, and 0 * inf is NaN.
     mask_BT = mask_BT.bool()
     return Part(torch.where(mask_BT, value_BT, torch.zeros_like(value_BT)).sum(), mask_BT.sum().to(value_BT.dtype))
@@ -68,74 +54,65 @@ def cross_entropy(logprob_BT: Tensor, mask_BT: Tensor) -> Part:
     Raises: ValueError if the shapes differ.
     """
     same_shape(logprob=logprob_BT, mask=mask_BT)
-    return _masked(-logprob_BT.float(), mask_BT)
+    return masked(-logprob_BT.float(), mask_BT)
 
 
-def clipped_surrogate(
-    logprob_BT: Tensor,
-    old_logprob_BT: Tensor,
-    advantage: Tensor,
+def sequence_means(value_BT: Tensor, mask_BT: Tensor, sequence_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every sequence the mean over the tokens that the mask keeps (0 of none), (B,), and their number, (B,).
+
+    `sequence_BT` numbers the sequence that each token belongs to from 0 on, so that rows may hold several.
+
+    Raises: ValueError if the shapes differ.
+    """
+    same_shape(value=value_BT, mask=mask_BT, sequence=sequence_BT)
+    mask_BT = mask_BT.bool()
+    index_N = sequence_BT.flatten()
+    zero_B = value_BT.new_zeros(int(index_N.max()) + 1 if index_N.numel() else 0)
+    kept_N = torch.where(mask_BT, value_BT, torch.zeros_like(value_BT)).flatten()
+    count_B = zero_B.index_add(0, index_N, mask_BT.flatten().to(value_BT.dtype))
+    return zero_B.index_add(0, index_N, kept_N) / count_B.clamp(min=1), count_B
+
+
+def aggregated(
+    value_BT: Tensor,
     mask_BT: Tensor,
+    sequence_BT: Tensor,
+    how: Literal["token_mean", "sequence_mean", "constant"],
     *,
-    clip_low: float,
-    clip_high: float,
-    weight_BT: Tensor | None = None,
-) -> Surrogate:
-    """max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)) over the tokens that the mask keeps, and their number.
+    max_tokens: int,
+) -> Part:
+    """Token losses as one sum and its count. A sequence must not be cut in two: its tokens lie in one micro-batch.
 
-    The ratio r is exp(logprob - old_logprob); `advantage` is (B,) or (B, T); `weight_BT` (truncated importance)
-    multiplies the loss of a token, not its count.
-
-    Raises: ValueError if the shapes differ.
-
-    Source: Shao et al. 2024, arXiv:2402.03300, Eq. 3; asymmetric bounds: Yu et al. 2025 (DAPO), arXiv:2503.14476.
-    """
-    advantage_BT = advantage
-    if advantage.dim() == 1:
-        if len(advantage) != len(logprob_BT):
-            raise ValueError(f"{len(advantage)} advantages for {len(logprob_BT)} sequences")
-        advantage_BT = advantage[:, None].expand_as(logprob_BT)
-    same_shape(logprob=logprob_BT, old_logprob=old_logprob_BT, advantage=advantage_BT, mask=mask_BT)
-    # The difference is emptied before exp: an infinite ratio at padding would poison the gradient through `where`.
-    difference_BT = torch.where(mask_BT.bool(), logprob_BT.float() - old_logprob_BT.float().detach(), 0.0)
-    ratio_BT = difference_BT.exp()
-    plain_BT = -advantage_BT * ratio_BT
-    clipped_BT = -advantage_BT * ratio_BT.clamp(1 - clip_low, 1 + clip_high)
-    loss_BT = torch.maximum(plain_BT, clipped_BT)
-    if weight_BT is not None:
-        same_shape(logprob=logprob_BT, weight=weight_BT)
-        loss_BT = loss_BT * weight_BT.detach()
-    held_BT = clipped_BT.detach() > plain_BT.detach()
-    return Surrogate(
-        loss=_masked(loss_BT, mask_BT),
-        clipped_low=_masked((held_BT & (advantage_BT < 0)).float(), mask_BT),
-        clipped_high=_masked((held_BT & (advantage_BT > 0)).float(), mask_BT),
-    )
-
-
-def truncated_importance(old_logprob_BT: Tensor, rollout_logprob_BT: Tensor, cap: float) -> Tensor:
-    """min(learner's probability over the engine's, cap) of each token, (B, T), without gradient.
-
-    Raises: ValueError if the shapes differ or the cap is not positive.
-
-    Source: Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training".
-    """
-    same_shape(old_logprob=old_logprob_BT, rollout_logprob=rollout_logprob_BT)
-    if cap <= 0:
-        raise ValueError(
-            f"the largest importance weight must be positive, got grpo.tis_cap={cap} (0 turns weights off)"
-        )
-    return (old_logprob_BT.float() - rollout_logprob_BT.float()).exp().clamp(max=cap).detach()
-
-
-def mismatch(logprob_BT: Tensor, rollout_logprob_BT: Tensor, mask_BT: Tensor) -> Mismatch:
-    """Differences between the learner's and the engine's log-probabilities of the same tokens, nats, without gradient.
+    `token_mean`: their sum, over the number of tokens; `sequence_mean`: the sum of the sequences' means, over the number
+    of sequences; `constant`: their sum, over the number of sequences times `max_tokens`. Sequences without a token that
+    the mask keeps do not count.
 
     Raises: ValueError if the shapes differ.
 
-    Source: Schulman 2020, "Approximating KL Divergence" (k3).
+    Sources: Yu et al. 2025 (DAPO), arXiv:2503.14476, Eq. 8; Shao et al. 2024, arXiv:2402.03300, Eq. 3; Liu et al. 2025
+    (Dr. GRPO), arXiv:2503.20783, section 3.2.
     """
-    same_shape(logprob=logprob_BT, rollout_logprob=rollout_logprob_BT, mask=mask_BT)
-    delta_BT = torch.where(mask_BT.bool(), (logprob_BT.float() - rollout_logprob_BT.float()).detach(), 0.0)
-    largest = delta_BT.abs().max() if delta_BT.numel() else delta_BT.sum()
-    return Mismatch(_masked(delta_BT.abs(), mask_BT), largest, _masked(delta_BT.expm1() - delta_BT, mask_BT))
+    if how == "token_mean":
+        return masked(value_BT, mask_BT)
+    mean_B, count_B = sequence_means(value_BT, mask_BT, sequence_BT)
+    num_sequences = (count_B > 0).sum().to(value_BT.dtype)
+    if how == "sequence_mean":
+        return Part(mean_B.sum(), num_sequences)
+    return Part(masked(value_BT, mask_BT).total, num_sequences * max_tokens)
+
+
+def count(lengths: Sequence[int], how: Literal["token_mean", "sequence_mean", "constant"], *, max_tokens: int) -> int:
+    """What the counts of `aggregated` add up to over sequences of so many tokens, however they are split."""
+    if how == "token_mean":
+        return sum(lengths)
+    num_sequences = sum(1 for length in lengths if length)
+    return num_sequences if how == "sequence_mean" else num_sequences * max_tokens
+
+
+def guarded(loss: Tensor) -> Tensor:
+    """The loss, whose gradient is NaN wherever it has one if the loss itself is not finite.
+
+    A gradient can be finite where the loss is not (behind a bound, say); on its way to all ranks a NaN makes all of them
+    leave out the step.
+    """
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)

@@ -116,11 +116,15 @@ def _engines_place(config: Config) -> PlacementGroup:
 def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
     """One learner rank."""
     from raml_ray.stages.pool_link import PoolLink
-    from raml_ray.workers import checkpoints, grpo_loop
+    from raml_ray.workers import checkpoints, grpo_loop, skipped_batches
 
     config = learners.started(arguments)
     folder, policy_path = Folder(arguments["folder"]), str(arguments["policy_path"])
     learner = learners.loaded(policy_path, config)
+    reference = None
+    if config.grpo.kl_coefficient:
+        reference = learners.loaded(policy_path, config)
+        reference.train(False)
     origin = {"seed": config.seed}
     start_version, metrics_file = learners.restored(learner, folder, origin)
     link = PoolLink(arguments["pool"], learner, config, policy_path)
@@ -147,6 +151,10 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
             publish=link.publish,
             report=report,
             save=save,
+            keep=lambda version, batch, figures: skipped_batches.keep(
+                folder.file(learners.SKIPPED), version, learner.rank, batch, figures
+            ),
+            reference=reference,
         )
     except SyncMismatch as error:  # on every rank alike; a restart would find the same
         return {"error": str(error)}

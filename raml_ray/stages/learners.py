@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POLICY, CHECKPOINTS = "policy", "checkpoints"
+POLICY, CHECKPOINTS, SKIPPED = "policy", "checkpoints", "skipped"
 MOST_CONTROLLER_FAILURES = 5
 
 Worker = Callable[[dict[str, Any]], Mapping[str, float] | None]

@@ -71,6 +71,7 @@ class PoolLink:
             "time/generate_s": sampled.generate_s,
             "time/judge_s": sampled.judge_s,
             "grpo/engines_replaced": float(sampled.engines_replaced),
+            "grpo/refills": float(sampled.refills),
         }
 
     def publish(self, version: int) -> Mapping[str, float]:

@@ -13,12 +13,13 @@ import numpy as np
 import ray
 from ray.util.placement_group import PlacementGroup
 
+from raml_ray import recipes
 from raml_ray.config import Config
 from raml_ray.records import Judgement, Question, Verdict
 from raml_ray.stages import judging
 from raml_ray.stages.engine_group import Call, EngineGroup, Held
 from raml_ray.stages.rollouts import stop_token_ids
-from raml_ray.text import prompts
+from raml_ray.text import layouts, leak, paper_prompts, prompts, suffix
 from raml_ray.workers import policy as policies
 from raml_ray.workers import rollouts
 from raml_ray.workers.rollouts import Rollout
@@ -40,6 +41,7 @@ class Sampled:
     generate_s: float
     judge_s: float
     engines_replaced: int
+    refills: int
 
 
 class RolloutPool:
@@ -102,25 +104,41 @@ class RolloutPool:
             return self._sampled[1]
         if self._engines.version != version:
             raise RuntimeError(f"version {version} was asked, the engines hold {self._engines.version}")
-        settings, began, replaced = self._config.grpo, time.monotonic(), self._engines.num_replaced
-        questions = rollouts.questions_of_step(
-            self._questions, version, num=settings.questions_per_step, seed=self._config.seed
-        )
+        settings, seed, replaced = self._config.grpo, self._config.seed, self._engines.num_replaced
+        num = recipes.questions_of_a_step(settings)
+        asked = rollouts.questions_of_step(self._questions, version, num=num, seed=seed)
+        groups, generate_s, judge_s = self._groups(asked, version, first_place=0)
+        num_refills = 0
+        while num_refills < recipes.of(settings).max_refills:
+            missing = num - rollouts.num_teaching(groups, settings)
+            more = rollouts.questions_of_refill(self._questions, asked, version, num_refills, num=missing, seed=seed)
+            if not more:
+                break
+            num_refills += 1
+            found, generated, judged = self._groups(more, version, first_place=len(asked))
+            asked, groups = asked + more, groups + found
+            generate_s, judge_s = generate_s + generated, judge_s + judged
+        sampled = Sampled(groups, generate_s, judge_s, self._engines.num_replaced - replaced, num_refills)
+        self._sampled = (version, sampled)
+        return sampled
+
+    def _groups(
+        self, questions: list[Question], version: int, *, first_place: int
+    ) -> tuple[list[list[Rollout]], float, float]:
+        """A group of each question, judged, and the seconds of generating and of judging."""
+        began = time.monotonic()
         asked = rollouts.requests_of_step(
             questions,
             [prompts.prompt_token_ids(self._tokenizer, q.problem, self._config.prompt) for q in questions],
             version,
-            num=settings.num_trajectories,
+            num=self._config.grpo.num_trajectories,
             seed=self._config.seed,
+            first_place=first_place,
         )
         answers = self._generate(asked)
         generated = time.monotonic()
         groups = self._judged(questions, asked, answers)
-        sampled = Sampled(
-            groups, generated - began, time.monotonic() - generated, self._engines.num_replaced - replaced
-        )
-        self._sampled = (version, sampled)
-        return sampled
+        return groups, generated - began, time.monotonic() - generated
 
     def _generate(self, asked: list[Request]) -> list[Completion | Failure]:
         settings, num = self._config.grpo, len(self._engines)
@@ -149,7 +167,7 @@ class RolloutPool:
         )
         self._watch_judges(judgements)
         rows = []
-        for place, (answer, judgement) in enumerate(zip(answers, judgements, strict=True)):
+        for place, (answer, text, judgement) in enumerate(zip(answers, texts, judgements, strict=True)):
             question = questions[place // size]
             if isinstance(answer, Failure):
                 logger.warning("question %s: %s", question.question_id, answer.reason)
@@ -165,9 +183,29 @@ class RolloutPool:
                     answer.finish_reason,
                     answer.version,
                     verdict,
+                    self._is_well_formed(question, text),
+                    self._probe(question, answer),
                 )
             )
         return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def _is_well_formed(self, question: Question, text: str) -> bool:
+        settings = self._config.grpo
+        if settings.reward != "paper":
+            return True
+        prompt = prompts.prompt_text(self._tokenizer, question.problem, self._config.prompt)
+        return layouts.is_well_formed(text, settings.layout, prompt=prompt)
+
+    def _probe(self, question: Question, answer: Completion) -> rollouts.Probe | None:
+        """Where L-hat is to be asked for."""
+        if self._config.grpo.selection != "lhat_descent" or not answer.token_ids:
+            return None
+        ends = answer.token_ids[-1] in self._stop
+        end = leak.position_of_text(self._tokenizer, answer.token_ids, layouts.CLOSE)
+        return rollouts.Probe(
+            suffix.answer_suffix(self._tokenizer, paper_prompts.FORCED_ANSWER, question.answer),
+            len(answer.token_ids) - ends if end is None else end,
+        )
 
     def _watch_judges(self, judgements: Sequence[Judgement]) -> None:
         """Raises: RuntimeError if more than verify.max_failed_fraction of the last hundred or more verdicts are

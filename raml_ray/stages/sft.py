@@ -32,7 +32,7 @@ def train_policy(examples: Folder, folder: Folder, policy_path: str, config: Con
 
 def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
     """One learner rank."""
-    from raml_ray.workers import checkpoints, sft_loop, sft_plan
+    from raml_ray.workers import checkpoints, sft_loop, sft_plan, skipped_batches
 
     config = learners.started(arguments)
     folder, policy_path = Folder(arguments["folder"]), str(arguments["policy_path"])
@@ -64,6 +64,9 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
         start_step=start_step,
         report=report,
         save=save,
+        keep=lambda step, batch, figures: skipped_batches.keep(
+            folder.file(learners.SKIPPED), step, learner.rank, batch, figures
+        ),
     )
     learners.save_policy(learner, folder, policy_path)
     return {"sft/steps": plan.num_steps, "sft/examples": plan.num_examples, "sft/resumed_from_step": start_step} | last

@@ -59,6 +59,11 @@ class Batch:
     constant_BT: Tensor | None = None
     """True on tokens whose keys and values the others attend to as constants: no gradient goes through them."""
 
+    @property
+    def sequence_BT(self) -> Tensor:
+        """The number of the example that each token (padding, too) belongs to, from 0 on, int64."""
+        return ((self.position_ids_BT == 0).flatten().cumsum(0) - 1).view_as(self.position_ids_BT)
+
     def to(self, device: torch.device) -> "Batch":
         return Batch(
             self.input_ids_BT.to(device),

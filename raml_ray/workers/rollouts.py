@@ -1,12 +1,28 @@
-"""What the GRPO loop is handed of a sampled trajectory, and when and how a step's trajectories are asked for."""
+"""What the GRPO loop is handed of a sampled trajectory, its reward, and when and how a step's trajectories are asked for."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from raml_ray import records
+from raml_ray.formulas import advantages, rewards
 from raml_ray.records import Question, Verdict
+from raml_ray.settings import GrpoConfig
+from raml_ray.text.suffix import AnswerSuffix
 from raml_ray.workers.sampling import Request
+
+
+class Probe(NamedTuple):
+    """Where L-hat is asked for: `Probe(AnswerSuffix([9, 4], [False, True]), num_thinking=17)`."""
+
+    suffix: AnswerSuffix
+    """What asks for the gold answer, and the answer."""
+    num_thinking: int
+    """Response tokens up to the end of thinking; all of them where it does not end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +39,33 @@ class Rollout:
     version: int
     """Of the policy that sampled it."""
     verdict: Verdict
+    is_well_formed: bool = True
+    """In grpo.layout; asked with grpo.reward=paper alone."""
+    probe: Probe | None = None
+    """With grpo.selection=lhat_descent alone."""
 
-    @property
-    def reward(self) -> float:
-        """1 for a correct answer, 0 for a wrong or an unreadable one. Meaningless where the verdict is no judgement."""
-        return 1.0 if self.verdict is Verdict.CORRECT else 0.0
+
+Groups = Sequence[Sequence[Rollout]]
+
+
+def rewards_of(groups: Groups, settings: GrpoConfig) -> tuple[Tensor, Tensor]:
+    """Rewards of the answers by `grpo.reward`, and which trajectories have one, (Q, G) each.
+
+    An unreadable answer is a wrong one; where the verdict says nothing about the answer there is no reward.
+    """
+    correct_QG = torch.tensor([[rollout.verdict is Verdict.CORRECT for rollout in group] for group in groups])
+    valid_QG = torch.tensor([[rollout.verdict.is_judgement for rollout in group] for group in groups])
+    match settings.reward:
+        case "correct":
+            return rewards.correctness(correct_QG), valid_QG
+        case "paper":
+            formed_QG = torch.tensor([[rollout.is_well_formed for rollout in group] for group in groups])
+            return rewards.paper(correct_QG, formed_QG), valid_QG
+
+
+def num_teaching(groups: Groups, settings: GrpoConfig) -> int:
+    """Questions whose rewards differ."""
+    return int(advantages.differing(*rewards_of(groups, settings)).sum())
 
 
 def questions_of_step(questions: Sequence[Question], step: int, *, num: int, seed: int) -> list[Question]:
@@ -46,15 +84,24 @@ def questions_of_step(questions: Sequence[Question], step: int, *, num: int, see
 
 
 def requests_of_step(
-    asked: Sequence[Question], prompts: Sequence[list[int]], version: int, *, num: int, seed: int
+    asked: Sequence[Question], prompts: Sequence[list[int]], version: int, *, num: int, seed: int, first_place: int = 0
 ) -> list[Request]:
     """`num` requests for every question of a step, in their order, each with a seed of its own.
 
     A seed is a hash of everything that makes a sample this one and not another: the place in the step, too, since at
-    the border of two epochs a step may ask the same question twice.
+    the border of two epochs a step may ask the same question twice. What a refill asks comes behind: from `first_place`.
     """
     return [
         Request(ids, records.seed_of(seed, "grpo", version, place, question.question_id, index))
-        for place, (question, ids) in enumerate(zip(asked, prompts, strict=True))
+        for place, (question, ids) in enumerate(zip(asked, prompts, strict=True), start=first_place)
         for index in range(num)
     ]
+
+
+def questions_of_refill(
+    questions: Sequence[Question], asked: Sequence[Question], step: int, refill: int, *, num: int, seed: int
+) -> list[Question]:
+    """At most `num` further questions for a step, of those that it has not asked: decided by seed, step and refill."""
+    ids = {question.question_id for question in asked}
+    others = [question for question in questions if question.question_id not in ids]
+    return random.Random(records.seed_of(seed, "grpo", "refill", step, refill)).sample(others, min(num, len(others)))

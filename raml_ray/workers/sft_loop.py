@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -10,15 +10,9 @@ from raml_ray.formulas import losses
 from raml_ray.records import seed_of
 from raml_ray.settings import SftConfig, TrainConfig
 from raml_ray.text.batches import ANSWER, Batch, Example, batches, micro_batches
+from raml_ray.workers.guard import Guard, Keep, Report, Save
 from raml_ray.workers.sft_plan import Plan
 from raml_ray.workers.sharding import Sharded
-
-MOST_SKIPPED_IN_A_ROW = 3
-
-Report = Callable[[int, Mapping[str, float]], None]
-"""Takes the number of steps done and the step's metrics; called on every rank with the same values."""
-Save = Callable[[int], None]
-"""Takes the number of steps done; called on every rank."""
 
 
 def learning_rate(step: int, num_steps: int, settings: SftConfig) -> float:
@@ -65,14 +59,16 @@ def train(
     start_step: int,
     report: Report,
     save: Save,
+    keep: Keep | None = None,
 ) -> None:
     """Maximise the examples' log-likelihood, a step's tokens that `sft.outer_loss` is of weighted alike.
 
     `shares` yields this rank's share of every step of the plan from `start_step` on; a share may be empty.
 
-    Raises: ValueError if three updates in a row were not finite.
+    Raises: ValueError if train.max_skipped_in_a_row updates in a row were not finite.
     """
     policy.train()
+    guard = Guard(policy, limits, save)
     for step in range(start_step, steps.num_steps):
         started = time.perf_counter()
         torch.manual_seed(seed_of(seed, "sft", "dropout", step, policy.rank))
@@ -85,17 +81,16 @@ def train(
         for index, batch in enumerate(batches(mine, budget, num_passes, packing=limits.packing), start=1):
             scored = outer(batch, settings)
             part = losses.cross_entropy(policy.token_logprobs(scored), scored.response_mask_BT.to(policy.device))
-            policy.accumulate(part.total / count, last=index == num_passes)
+            policy.accumulate(losses.guarded(part.total / count), last=index == num_passes)
             total += float(part.total.detach())
         rate = learning_rate(step, steps.num_steps, settings)
         update = policy.step(rate)
-        if policy.num_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            raise ValueError(
-                f"sft.learning_rate={settings.learning_rate:g}: {MOST_SKIPPED_IN_A_ROW} updates in a row up to step"
-                f" {step + 1} had no finite gradient; lower it, or train.grad_clip={limits.grad_clip:g}"
-            )
+        loss = policy.total(total) / count
+        if update.skipped and keep is not None:
+            keep(step + 1, mine, {"loss": loss, "grad_norm": update.grad_norm})
+        guard.check(step + 1, f"sft.learning_rate={settings.learning_rate:g}")
         metrics = {
-            "sft/loss": policy.total(total) / count,
+            "sft/loss": loss,
             "sft/learning_rate": rate,
             "sft/grad_norm": update.grad_norm,
             "sft/skipped_steps": float(policy.num_skipped),
@@ -103,5 +98,4 @@ def train(
             "sft/tokens_per_s": policy.total(sum(len(example) for example in mine)) / (time.perf_counter() - started),
         }
         report(step + 1, metrics)
-        if (step + 1) % limits.checkpoint_every == 0 or step + 1 == steps.num_steps:
-            save(step + 1)
+        guard.save(step + 1, is_last=step + 1 == steps.num_steps)

@@ -30,7 +30,7 @@ class Update(NamedTuple):
     grad_norm: float
     """Global norm of the gradient before clipping."""
     skipped: bool
-    """The gradient was not finite; parameters and optimizer state are as they were, on all ranks."""
+    """Loss or gradient were not finite; parameters and optimizer state are as they were, on all ranks."""
 
 
 class Sharded:
@@ -95,6 +95,12 @@ class Sharded:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return Update(grad_norm, skipped)
+
+    def take_gradient(self) -> list[Tensor]:
+        """This rank's parts of the accumulated gradient, one per weight, which then is forgotten: no step is made of it."""
+        found = [_local(p.grad).clone() for p in self._module.parameters() if p.grad is not None]
+        self._optimizer.zero_grad(set_to_none=True)
+        return found
 
     def total(self, value: float) -> float:
         """The sum of a number over the ranks (float64)."""

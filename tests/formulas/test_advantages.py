@@ -62,31 +62,3 @@ def test_wrong_shapes_are_refused(formula):
         formula(torch.zeros(2, 3), torch.ones(3, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"\(Q, G\)"):
         formula(torch.zeros(3))
-
-
-def test_selection_takes_that_many_valid_ones_of_each_question():
-    valid_QG = torch.tensor([[True] * 6, [True, False, True, False, True, False], [False] * 6])
-    selected_QG = advantages.select_random(valid_QG, 4, seed=5)
-    assert selected_QG.sum(1).tolist() == [4, 3, 0]
-    assert not torch.any(selected_QG & ~valid_QG)
-
-
-def test_selection_is_decided_by_its_seed():
-    valid_QG = torch.ones(8, 16, dtype=torch.bool)
-    one_QG = advantages.select_random(valid_QG, 4, seed=1)
-    assert torch.equal(one_QG, advantages.select_random(valid_QG, 4, seed=1))
-    assert not torch.equal(one_QG, advantages.select_random(valid_QG, 4, seed=2))
-
-
-def test_every_trajectory_is_selected_equally_often():
-    counts_G = torch.zeros(8)
-    for seed in range(200):
-        counts_G += advantages.select_random(torch.ones(10, 8, dtype=torch.bool), 2, seed=seed).sum(0)
-    # 2000 questions, each picks 2 of 8: 500 expected, standard deviation sqrt(2000 * 1/4 * 3/4) = 19
-    assert torch.all((counts_G - 500).abs() < 90)
-
-
-@pytest.mark.parametrize("num_updated", [0, 5])
-def test_selecting_none_or_more_than_were_sampled_is_refused(num_updated):
-    with pytest.raises(ValueError, match=r"grpo\.num_updated"):
-        advantages.select_random(torch.ones(2, 4, dtype=torch.bool), num_updated, seed=0)

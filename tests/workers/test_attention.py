@@ -29,10 +29,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from raml_ray.formulas import losses
+from raml_ray.formulas import losses, policy_losses
 from raml_ray.settings import GrpoConfig, TrainConfig
 from raml_ray.text.batches import Batch, Example, batches, collate, micro_batches
-from raml_ray.workers import attention, grpo_loop, policy, sft_plan, sharding
+from raml_ray.workers import attention, grpo_update, policy, sft_plan, sharding
 from tests.workers import ranks, test_grpo_loop, test_sft_loop, tiny
 
 CPU = torch.device("cpu")
@@ -88,10 +88,9 @@ def cross_entropy(logprob_BT: Tensor, batch: Batch) -> losses.Part:
 
 def surrogate(logprob_BT: Tensor, batch: Batch) -> losses.Part:
     old_BT, advantage_BT = batch.fields["old_logprob"], batch.fields["advantage"]
-    found = losses.clipped_surrogate(
-        logprob_BT, old_BT, advantage_BT, batch.response_mask_BT, clip_low=0.2, clip_high=0.2
-    )
-    return found.loss
+    mask_BT = batch.response_mask_BT
+    found = policy_losses.token_ratio(logprob_BT, old_BT, advantage_BT, mask_BT, clip_low=0.2, clip_high=0.2)
+    return losses.masked(found.loss_BT, mask_BT)
 
 
 Loss = Callable[[Tensor, Batch], losses.Part]
@@ -333,7 +332,7 @@ def test_old_log_probabilities_follow_their_tokens_out_of_packed_rows() -> None:
     settings, given = GrpoConfig(temperature=1.0), examples()
     limits = TrainConfig(max_tokens_per_micro_batch=30)
     with ranks.alone():
-        found, _ = grpo_loop.rescored(sharding.wrap(tiny.model(), limits), given, settings, limits)
+        found, _ = grpo_update.rescored(sharding.wrap(tiny.model(), limits), given, settings, limits)
     assert len(found) == len(given)
     for example in found:
         ids = [*example.prompt_token_ids, *example.response_token_ids]

@@ -9,7 +9,7 @@ import torch
 
 from raml_ray.records import Question, Verdict
 from raml_ray.settings import GrpoConfig, TrainConfig
-from raml_ray.workers import checkpoints, grpo_loop, sharding
+from raml_ray.workers import checkpoints, grpo_groups, grpo_loop, grpo_update, sharding
 from raml_ray.workers.rollouts import Rollout, questions_of_step, requests_of_step
 from tests.workers import ranks, tiny
 
@@ -36,30 +36,6 @@ def groups(version: int = 0, num_questions: int = 2) -> list[list[Rollout]]:
     ]
 
 
-def test_one_correct_trajectory_of_four_is_raised_and_the_others_lowered() -> None:
-    judged = grpo_loop.judge(groups(), SETTINGS, seed=0)
-    # mean 1/4, unbiased variance (9/16 + 3/16) / 3 = 1/4: +3/4 and -1/4 over a deviation of 1/2
-    assert judged.advantage_QG[0].tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
-    centered = grpo_loop.judge(groups(), SETTINGS.model_copy(update={"advantage": "centered"}), seed=0)
-    assert centered.advantage_QG[0].tolist() == [0.75, -0.25, -0.25, -0.25]
-
-
-def test_what_the_judge_could_not_decide_leaves_its_group() -> None:
-    group = [rollout(0, [5], v) for v in (Verdict.CORRECT, Verdict.WRONG, Verdict.TIMEOUT, Verdict.ERROR)]
-    judged = grpo_loop.judge([group], SETTINGS, seed=0)
-    # of the two that are left the mean is 1/2, the unbiased deviation sqrt(1/2)
-    assert judged.advantage_QG[0].tolist() == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5), 0, 0], abs=1e-5)
-    assert judged.updated_QG.tolist() == [[True, True, False, False]]
-
-
-def test_num_updated_selects_after_the_advantages_were_taken_from_all() -> None:
-    few = SETTINGS.model_copy(update={"num_updated": 1})
-    judged = grpo_loop.judge(groups(), few, seed=3)
-    assert torch.equal(judged.advantage_QG, grpo_loop.judge(groups(), SETTINGS, seed=3).advantage_QG)
-    assert judged.updated_QG.sum(1).tolist() == [1, 1]
-    assert [len(question) for question in grpo_loop.examples(groups(), judged)] == [1, 1]
-
-
 def gradients(
     max_tokens: int, settings: GrpoConfig = SETTINGS, given: Sequence[Sequence[Rollout]] | None = None
 ) -> dict[str, torch.Tensor]:
@@ -76,7 +52,7 @@ def gradients(
 
     policy.step = step  # type: ignore[method-assign]
     found = given or groups()
-    grpo_loop.update(policy, found, grpo_loop.judge(found, settings, seed=0), settings, limits)
+    grpo_update.update(policy, found, grpo_groups.judge(found, settings, seed=0), settings, limits)
     return caught
 
 
@@ -136,7 +112,7 @@ def test_training_raises_the_correct_trajectory_and_lowers_the_wrong_ones() -> N
         policy = sharding.wrap(tiny.model(), LIMITS)
         rows = [
             example
-            for question in grpo_loop.examples(same, grpo_loop.judge(same, SETTINGS, seed=0))
+            for question in grpo_groups.examples(same, grpo_groups.judge(same, SETTINGS, seed=0))
             for example in question
         ]
 
