@@ -253,12 +253,10 @@ def token_logprobs(
     head = model.get_output_embeddings()
     # With no token wanted one empty chunk remains: every parameter still takes part in the backward pass, which
     # ranks that wait for each other's gradients rely on.
-    parts = [
-        checkpoint(_chunk_logprobs, head, hidden_CD, target_C, temperature, use_reentrant=False)
-        for hidden_CD, target_C in zip(
-            torch.split(hidden_ND, token_chunk), torch.split(target_N, token_chunk), strict=True
-        )
-    ]
+    *chunks, last = zip(torch.split(hidden_ND, token_chunk), torch.split(target_N, token_chunk), strict=True)
+    parts = [checkpoint(_chunk_logprobs, head, *chunk, temperature, use_reentrant=False) for chunk in chunks]
+    # The backward pass begins with the last chunk: its logits are needed at once, and are not computed again.
+    parts.append(_chunk_logprobs(head, *last, temperature))
     logprob_BT = torch.zeros(input_ids_BT.shape, dtype=torch.float32, device=hidden_BTD.device)
     return logprob_BT.index_put((rows_N, columns_N), torch.cat(parts))
 
@@ -278,5 +276,7 @@ def _sequences(position_ids_BT: Tensor) -> dict[str, Any]:
 
 
 def _chunk_logprobs(head: nn.Module, hidden_CD: Tensor, target_C: Tensor, temperature: float) -> Tensor:
-    logits_CV: Tensor = head(hidden_CD).float() / temperature
-    return logits_CV.gather(1, target_C[:, None]).squeeze(1) - logits_CV.logsumexp(1)
+    logits_CV: Tensor = head(hidden_CD).float()
+    if temperature != 1.0:  # a pass over all logits
+        logits_CV = logits_CV / temperature
+    return -nn.functional.cross_entropy(logits_CV, target_C, reduction="none")
