@@ -32,21 +32,25 @@ def update(
 ) -> dict[str, float]:
     """`num_minibatches` optimizer steps on the groups, each a mean over all ranks' tokens or sequences; their metrics."""
     minibatches = _minibatches(examples(groups, judged), settings.num_minibatches)
-    # All before the first step: the old policy is the one that the version began with.
-    shares = [rescored(policy, _mine(policy, m, settings), settings, limits, reference) for m in minibatches]
+    frozen = {"ref_logprob": reference} if reference is not None else {}
+    # All before the first step: the old policy is the one that the version began with. The first step's own passes find
+    # what that one says of its minibatch.
+    shares = [
+        rescored(frozen | ({"old_logprob": policy} if place else {}), _mine(policy, each, settings), settings, limits)
+        for place, each in enumerate(minibatches)
+    ]
     totals = dict.fromkeys(("count", "tokens", "absolute", "kl", "scored"), 0.0)
     sums: dict[str, float] = {}
     largest, norms, num_empty = 0.0, [], settings.num_minibatches - len(minibatches)
-    for minibatch, (mine, mismatch) in zip(minibatches, shares, strict=True):
-        largest = max(largest, float(mismatch.largest))
-        totals["absolute"] += float(mismatch.absolute.total)
-        totals["kl"] += float(mismatch.kl.total)
-        totals["scored"] += float(mismatch.kl.count)
+    for minibatch, mine in zip(minibatches, shares, strict=True):
         count = denominator(minibatch, settings)
         found = accumulate(policy, mine, count, settings, limits)
         if found is None:  # every group agrees with itself: nothing to learn, on no rank
             num_empty += 1
         else:
+            largest = max(largest, found.pop("largest"))
+            for name in ("absolute", "kl", "scored"):
+                totals[name] += found.pop(name)
             done = policy.step(settings.learning_rate)
             if done.skipped:
                 if keep is not None:
@@ -56,16 +60,15 @@ def update(
             sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
         totals["count"] += count
         totals["tokens"] += sum(len(example.response_token_ids) for example in minibatch)
-    per_rank = {name: policy.total(totals[name]) for name in ("absolute", "kl", "scored")}
-    tokens, scored = max(totals["tokens"], 1.0), max(per_rank["scored"], 1.0)
+    tokens, scored = max(totals["tokens"], 1.0), max(totals["scored"], 1.0)
     metrics = {
         "grpo/loss": sums.get("loss", 0.0) / max(totals["count"], 1.0),
         "grpo/clipped_low_fraction": sums.get("low", 0.0) / tokens,
         "grpo/clipped_high_fraction": sums.get("high", 0.0) / tokens,
         "grpo/corrected_fraction": sums.get("corrected", 0.0) / tokens,
-        "grpo/mismatch_mean": per_rank["absolute"] / scored,
-        "grpo/mismatch_kl": per_rank["kl"] / scored,
-        "grpo/mismatch_max": policy.largest(largest),
+        "grpo/mismatch_mean": totals["absolute"] / scored,
+        "grpo/mismatch_kl": totals["kl"] / scored,
+        "grpo/mismatch_max": largest,
         "grpo/grad_norm": max(norms, default=0.0),
         "grpo/learning_rate": settings.learning_rate,
         "grpo/updated_tokens": totals["tokens"],
@@ -100,37 +103,26 @@ def _mine(policy: Sharded, minibatch: Sequence[Example], settings: GrpoConfig) -
 
 
 def rescored(
-    policy: Sharded,
-    mine: Sequence[Example],
-    settings: GrpoConfig,
-    limits: TrainConfig,
-    reference: Sharded | None = None,
-) -> tuple[list[Example], off_policy.Mismatch]:
-    """The examples with the old (and the reference) policy's log-probabilities, and how far the engine's are from them."""
+    policies: Mapping[str, Sharded], mine: Sequence[Example], settings: GrpoConfig, limits: TrainConfig
+) -> list[Example]:
+    """The examples with the log-probabilities that these policies give them, by the name of the field."""
+    if not policies:
+        return list(mine)
     found: list[Example] = []
-    empty = torch.zeros(1, 0)
-    mismatch = off_policy.mismatch(empty, empty, empty)
     groups = micro_batches(mine, limits.max_tokens_per_micro_batch, packing=limits.packing)
-    passes, left = int(policy.largest(len(groups))), iter(groups)
-    policies = {"old_logprob": policy} | ({"ref_logprob": reference} if reference is not None else {})
+    passes, left = int(next(iter(policies.values())).largest(len(groups))), iter(groups)
     for batch in batches(mine, limits.max_tokens_per_micro_batch, passes, packing=limits.packing):
         with torch.no_grad():
-            logprobs = {
-                name: each.token_logprobs(batch, temperature=settings.temperature).cpu()
-                for name, each in policies.items()
+            rows = {
+                name: batch.split(policy.token_logprobs(batch, temperature=settings.temperature).cpu())
+                for name, policy in policies.items()
             }
-        if "rollout_logprob" in batch.fields:
-            mismatch |= off_policy.mismatch(
-                logprobs["old_logprob"], batch.fields["rollout_logprob"], batch.response_mask_BT
-            )
         # A weightless batch has no examples of this rank's.
-        examples_ = next(left, [])
-        rows = {name: batch.split(logprob_BT) for name, logprob_BT in logprobs.items()}
         found += [
             _with(example, {name: rows_[place] for name, rows_ in rows.items()})
-            for place, example in enumerate(examples_)
+            for place, example in enumerate(next(left, []))
         ]
-    return found, mismatch
+    return found
 
 
 def _with(example: Example, logprobs: Mapping[str, Tensor]) -> Example:
@@ -141,7 +133,8 @@ def _with(example: Example, logprobs: Mapping[str, Tensor]) -> Example:
 def accumulate(
     policy: Sharded, mine: Sequence[Example], count: float, settings: GrpoConfig, limits: TrainConfig
 ) -> dict[str, float] | None:
-    """Add the gradient of this rank's share of a loss that is divided by `count`; what it sums up to over all ranks.
+    """Add the gradient of this rank's share of a loss that is divided by `count`; what it sums up to over all ranks, and
+    the `largest` mismatch of a token.
 
     None, and no pass, if no rank has an example.
     """
@@ -150,16 +143,25 @@ def accumulate(
     if not passes:
         return None
     sums: dict[str, float] = {}
+    largest = 0.0
     for index, batch in enumerate(batches(mine, budget, passes, packing=limits.packing), start=1):
-        loss, counted = policy_loss(policy, batch, settings)
+        loss, mismatch, counted = policy_loss(policy, batch, settings)
         policy.accumulate(losses.guarded(loss.total / count), last=index == passes)
-        found = {"loss": loss.total.detach()} | counted
+        found = counted | {
+            "loss": loss.total.detach(),
+            "absolute": mismatch.absolute.total,
+            "kl": mismatch.kl.total,
+            "scored": mismatch.kl.count,
+        }
         sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.items()}
-    return {name: policy.total(value) for name, value in sums.items()}
+        largest = max(largest, float(mismatch.largest))
+    return {name: policy.total(value) for name, value in sums.items()} | {"largest": policy.largest(largest)}
 
 
-def policy_loss(policy: Sharded, batch: Batch, settings: GrpoConfig) -> tuple[losses.Part, dict[str, Tensor]]:
-    """The loss of a micro-batch, and over its tokens the sums of what is logged.
+def policy_loss(
+    policy: Sharded, batch: Batch, settings: GrpoConfig
+) -> tuple[losses.Part, off_policy.Mismatch, dict[str, Tensor]]:
+    """The loss of a micro-batch, how far the engine is from the old policy, and sums over tokens of what is logged.
 
     A batch without the old policy's log-probabilities takes this policy for the old one: every ratio is 1.
     """
@@ -186,8 +188,8 @@ def policy_loss(policy: Sharded, batch: Batch, settings: GrpoConfig) -> tuple[lo
             )
     loss_BT = surrogate.loss_BT
     counted = {"low": surrogate.held_low_BT, "high": surrogate.held_high_BT}
+    rollout_BT = batch.fields.get("rollout_logprob", old_BT)
     if settings.correction != "none":
-        rollout_BT = batch.fields.get("rollout_logprob", old_BT)
         corrected = off_policy.correction(old_BT, rollout_BT, settings.correction, cap=settings.correction_cap)
         loss_BT = loss_BT * corrected.weight_BT
         counted["corrected"] = corrected.capped_BT
@@ -198,4 +200,5 @@ def policy_loss(policy: Sharded, batch: Batch, settings: GrpoConfig) -> tuple[lo
     if settings.entropy_coefficient:
         loss_BT = loss_BT + settings.entropy_coefficient * regularizers.negative_entropy(logprob_BT, mask_BT)
     part = losses.aggregated(loss_BT, mask_BT, batch.sequence_BT, recipe.aggregation, max_tokens=settings.max_tokens)
-    return part, {name: losses.masked(value_BT.float(), mask_BT).total for name, value_BT in counted.items()}
+    mismatch = off_policy.mismatch(old_BT, rollout_BT, mask_BT)
+    return part, mismatch, {name: losses.masked(value_BT.float(), mask_BT).total for name, value_BT in counted.items()}

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.learner [--pairs 7] [--threads 2] [--json FILE]
 
 `learner` is what a rank of `sft` and of `grpo` runs: `sharding.wrap` over a process group of one, `sft_loop.train`,
-`grpo_loop.update`. `bare` is the loop one would write by hand for one device: the same model, weights, attention function
+`grpo_update.update`. `bare` is the loop one would write by hand for one device: the same model, weights, attention function
 and micro-batches, torch's fused AdamW, gradient clipping, the head over all response tokens of a micro-batch at once (no
 chunks, nothing computed twice), and in GRPO the old log-probabilities of a version's first optimizer step taken from its
 own forward pass. Both are in one process and take turns step by step, every second pair in the opposite order; they start
@@ -28,10 +28,11 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
+from raml_ray import recipes
 from raml_ray.records import Verdict
 from raml_ray.settings import GrpoConfig, SftConfig, TrainConfig
 from raml_ray.text.batches import Batch, Example, collate, micro_batches
-from raml_ray.workers import attention, grpo_loop, sft_loop, sharding
+from raml_ray.workers import attention, grpo_groups, grpo_update, sft_loop, sharding
 from raml_ray.workers.rollouts import Rollout
 from raml_ray.workers.sft_plan import Plan
 
@@ -146,7 +147,7 @@ class Bare:
                 old_N = logprob_N.detach() if old_N is None else old_N
                 ratio_N = (logprob_N - old_N).exp()
                 advantage_N = micro.fields["advantage"][0, is_response_T]
-                clipped_N = ratio_N.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+                clipped_N = ratio_N.clamp(1 - RECIPE.clip_low, 1 + RECIPE.clip_high)
                 loss_N = -torch.minimum(advantage_N * ratio_N, advantage_N * clipped_N)
                 weight_N = (old_N - micro.fields["rollout_logprob"][0, is_response_T]).exp().clamp(max=CAP)
                 loss = (loss_N * weight_N).sum()
@@ -156,7 +157,7 @@ class Bare:
         return total / sum(counts)
 
 
-CAP = GrpoConfig().tis_cap
+RECIPE, CAP = recipes.of(GrpoConfig()), GrpoConfig().correction_cap
 
 
 def timed(step: Callable[[], float]) -> Took:
@@ -230,12 +231,12 @@ def grpo_pairs(options: argparse.Namespace, limits: TrainConfig) -> Iterator[Pai
         settings = GrpoConfig(
             learning_rate=RATE, num_trajectories=num, num_updated=num, num_minibatches=options.minibatches
         )
-        judged = grpo_loop.judge(groups, settings, seed=0)
-        minibatches = grpo_loop.examples(groups, judged)
+        judged = grpo_groups.judge(groups, settings, seed=0)
+        minibatches = grpo_groups.examples(groups, judged)
         counts = [sum(len(example.response_token_ids) for example in minibatch) for minibatch in minibatches]
 
         def by_learner(groups=groups, judged=judged, settings=settings) -> float:
-            return grpo_loop.update(learner, groups, judged, settings, limits)["grpo/loss"]
+            return grpo_update.update(learner, groups, judged, settings, limits)["grpo/loss"]
 
         def by_bare(minibatches=minibatches, counts=counts, settings=settings) -> float:
             return bare.grpo(minibatches, counts, settings)

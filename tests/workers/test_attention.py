@@ -332,7 +332,7 @@ def test_old_log_probabilities_follow_their_tokens_out_of_packed_rows() -> None:
     settings, given = GrpoConfig(temperature=1.0), examples()
     limits = TrainConfig(max_tokens_per_micro_batch=30)
     with ranks.alone():
-        found, _ = grpo_update.rescored(sharding.wrap(tiny.model(), limits), given, settings, limits)
+        found = grpo_update.rescored({"old_logprob": sharding.wrap(tiny.model(), limits)}, given, settings, limits)
     assert len(found) == len(given)
     for example in found:
         ids = [*example.prompt_token_ids, *example.response_token_ids]

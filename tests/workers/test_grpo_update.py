@@ -98,6 +98,24 @@ def test_no_loss_depends_on_micro_batches_or_ranks(two_ranks: list[dict[str, Any
     assert len(set(norms.values())) >= 5, norms
 
 
+def test_the_first_minibatch_is_scored_by_its_own_step() -> None:
+    """The old policy is the one that the first step computes with: its ratios are 1, and it passes over it once."""
+    settings = SETTINGS.model_copy(update={"num_minibatches": 2})
+    with ranks.alone():
+        policy = sharding.wrap(tiny.model(), LIMITS)
+        found = groups(0)
+        judged = grpo_groups.judge(found, settings, seed=0)
+        passes: list[bool] = []
+        policy._module.register_forward_hook(lambda module, given, made: passes.append(made.requires_grad))
+        metrics = grpo_update.update(policy, found, judged, settings, LIMITS)
+    assert passes == [False, True, True]  # the second minibatch is scored before the first step
+    lengths = sum(
+        len(example.response_token_ids) for question in grpo_groups.examples(found, judged) for example in question
+    )
+    assert metrics["grpo/updated_tokens"] == lengths
+    assert metrics["grpo/mismatch_mean"] > 0
+
+
 def divergences(coefficient: float) -> list[float]:
     """Of four versions on the same trajectories, from a reference that must stay as it is."""
     settings = SETTINGS.model_copy(update={"kl_coefficient": coefficient, "num_steps": 4, "learning_rate": 1e-3})
@@ -173,7 +191,9 @@ def test_a_step_that_is_not_finite_is_left_out_on_all_ranks_and_its_batch_kept(
     kept = [example for examples in rows for example in examples]
     assert sorted(list(e.response_token_ids) for e in kept) == sorted(r.token_ids for g in planted(1) for r in g)
     assert sum(math.isnan(e.fields["rollout_logprob"][0]) for e in kept) == 1
-    assert {"advantage", "old_logprob", "rollout_logprob"} == set(kept[0].fields)
+    assert {"advantage", "rollout_logprob"} == set(
+        kept[0].fields
+    )  # of the first step the old policy is the one it failed on
 
 
 def test_so_many_steps_left_out_in_a_row_end_the_run() -> None:
