@@ -142,8 +142,9 @@ def accumulate(
     passes = int(policy.largest(len(micro_batches(mine, budget, packing=limits.packing))))
     if not passes:
         return None
-    sums: dict[str, float] = {}
-    largest = 0.0
+    zero = torch.zeros((), dtype=torch.float64, device=policy.device)
+    sums: dict[str, Tensor] = {}
+    largest = zero
     for index, batch in enumerate(batches(mine, budget, passes, packing=limits.packing), start=1):
         loss, mismatch, counted = policy_loss(policy, batch, settings)
         policy.accumulate(losses.guarded(loss.total / count), last=index == passes)
@@ -153,9 +154,11 @@ def accumulate(
             "kl": mismatch.kl.total,
             "scored": mismatch.kl.count,
         }
-        sums = {name: sums.get(name, 0.0) + float(value) for name, value in found.items()}
-        largest = max(largest, float(mismatch.largest))
-    return {name: policy.total(value) for name, value in sums.items()} | {"largest": policy.largest(largest)}
+        # Read when all passes are under way: a device that is asked has to finish first.
+        sums = {name: sums.get(name, zero) + value.double() for name, value in found.items()}
+        largest = torch.maximum(largest, mismatch.largest.double())
+    totals = {name: policy.total(float(value)) for name, value in sums.items()}
+    return totals | {"largest": policy.largest(float(largest))}
 
 
 def policy_loss(

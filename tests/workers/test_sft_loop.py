@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from raml_ray.settings import SftConfig, TrainConfig
+from raml_ray.text.batches import Batch
 from raml_ray.workers import checkpoints, sft_loop, sft_plan, sharding
 from tests.workers import ranks, tiny
 
@@ -110,3 +112,29 @@ def test_updates_that_stay_without_a_finite_gradient_end_the_run() -> None:
     with ranks.alone(), pytest.raises(ValueError, match="3 updates in a row up to step 3"):
         learner = sharding.wrap(model, limits)
         train(learner, 20, limits, seed=0, start_step=0, report=lambda s, m: None, save=lambda s: None)
+
+
+def test_a_step_whose_loss_alone_is_not_finite_is_left_out_and_saved_behind_it() -> None:
+    limits = TrainConfig(checkpoint_every=2)
+    with ranks.alone():
+        learner = sharding.wrap(tiny.model(), limits)
+        scored, states, saved, kept = learner.token_logprobs, [weights(learner)], [], []
+
+        def infinite_at_step_2(batch: Batch, **options: Any) -> torch.Tensor:
+            # An offset: the gradient stays what it was, finite.
+            return scored(batch, **options) - (math.inf if len(states) == 2 else 0.0)
+
+        learner.token_logprobs = infinite_at_step_2  # type: ignore[method-assign]
+        train(
+            learner, 10, limits, seed=0, start_step=0,
+            report=lambda step, metrics: states.append(weights(learner)), save=saved.append,
+            keep=lambda step, batch, figures: kept.append((step, len(batch), figures["loss"])),
+        )  # fmt: skip
+    changed = [any(not torch.equal(new[n], old[n]) for n in new) for old, new in itertools.pairwise(states)]
+    assert changed == [True, False, True, True, True, True]
+    assert saved == [3, 4, 6]  # what was due at 2 comes behind the next whole step
+    assert kept == [(2, 4, math.inf)]
+
+
+def weights(learner: sharding.Sharded) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in learner.full_tensors()}
