@@ -13,6 +13,7 @@ from raml_ray.settings import GrpoConfig, TrainConfig
 from raml_ray.workers import gradient_variance, grpo_groups, lhat_descent
 from raml_ray.workers.grpo_update import update
 from raml_ray.workers.guard import Guard, Keep, Report, Save
+from raml_ray.workers.meter import Meter
 from raml_ray.workers.rollouts import Groups
 from raml_ray.workers.sharding import Sharded
 
@@ -43,30 +44,29 @@ def train(
     Raises: ValueError if train.max_skipped_in_a_row updates in a row were not finite.
     """
     policy.train()
-    guard = Guard(policy, limits, save)
+    guard, meter = Guard(policy, limits, save), Meter(policy, limits)
     publish(start_version)  # engines may hold what a learner published that has since been restarted
     for version in range(start_version, settings.num_steps):
         began = time.perf_counter()
         groups, sample_metrics = sample(version)
         sampled = time.perf_counter()
-        descent_QG = lhat_descent.descents(policy, groups, limits) if settings.selection == "lhat_descent" else None
-        judged = grpo_groups.judge(
-            groups, settings, seed=seed_of(seed, "grpo", "select", version), descent_QG=descent_QG
-        )
+        with meter.updating():
+            descent_QG = lhat_descent.descents(policy, groups, limits) if settings.selection == "lhat_descent" else None
+            judged = grpo_groups.judge(
+                groups, settings, seed=seed_of(seed, "grpo", "select", version), descent_QG=descent_QG
+            )
         metrics = grpo_groups.metrics(groups, judged, settings) | dict(sample_metrics)
         if settings.gradient_variance_every and version % settings.gradient_variance_every == 0:
-            metrics |= gradient_variance.measured(
-                policy, groups, judged, settings, limits, seed=seed_of(seed, "grpo", "variance", version)
-            )
+            with meter.busy("time/variance_s"):
+                metrics |= gradient_variance.measured(
+                    policy, groups, judged, settings, limits, seed=seed_of(seed, "grpo", "variance", version)
+                )
         kept = partial(keep, version + 1) if keep is not None else None
-        metrics |= update(policy, groups, judged, settings, limits, reference=reference, keep=kept)
+        with meter.updating():
+            metrics |= update(policy, groups, judged, settings, limits, reference=reference, keep=kept)
         guard.check(version + 1, f"grpo.learning_rate={settings.learning_rate:g}")
-        updated = time.perf_counter()
-        metrics |= publish(version + 1)
-        metrics |= {
-            "time/sample_s": sampled - began,
-            "time/update_s": updated - sampled,
-            "time/sync_s": time.perf_counter() - updated,
-        }
-        report(version + 1, metrics)
-        guard.save(version + 1, is_last=version + 1 == settings.num_steps)
+        with meter.busy("time/sync_s"):
+            metrics |= publish(version + 1)
+        report(version + 1, metrics | meter.told() | {"time/sample_s": sampled - began})
+        with meter.busy("time/checkpoint_s"):
+            guard.save(version + 1, is_last=version + 1 == settings.num_steps)

@@ -1,5 +1,6 @@
 """The optimizer steps of one policy version: minibatches, the old policy's log-probabilities, the loss and its gradient."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -33,12 +34,14 @@ def update(
     """`num_minibatches` optimizer steps on the groups, each a mean over all ranks' tokens or sequences; their metrics."""
     minibatches = _minibatches(examples(groups, judged), settings.num_minibatches)
     frozen = {"ref_logprob": reference} if reference is not None else {}
+    began = time.perf_counter()
     # All before the first step: the old policy is the one that the version began with. The first step's own passes find
     # what that one says of its minibatch.
     shares = [
         rescored(frozen | ({"old_logprob": policy} if place else {}), _mine(policy, each, settings), settings, limits)
         for place, each in enumerate(minibatches)
     ]
+    logprobs_s = time.perf_counter() - began
     totals = dict.fromkeys(("count", "tokens", "absolute", "kl", "scored"), 0.0)
     sums: dict[str, float] = {}
     largest, norms, num_empty = 0.0, [], settings.num_minibatches - len(minibatches)
@@ -74,6 +77,7 @@ def update(
         "grpo/updated_tokens": totals["tokens"],
         "grpo/empty_minibatches": float(num_empty),
         "grpo/skipped_steps": float(policy.num_skipped),
+        "time/logprobs_s": logprobs_s,
     }
     return metrics | ({"grpo/kl": sums.get("ref_kl", 0.0) / tokens} if settings.kl_coefficient else {})
 

@@ -11,6 +11,7 @@ from raml_ray.records import seed_of
 from raml_ray.settings import SftConfig, TrainConfig
 from raml_ray.text.batches import ANSWER, Batch, Example, batches, micro_batches
 from raml_ray.workers.guard import Guard, Keep, Report, Save
+from raml_ray.workers.meter import Meter
 from raml_ray.workers.sft_plan import Plan
 from raml_ray.workers.sharding import Sharded
 
@@ -68,24 +69,15 @@ def train(
     Raises: ValueError if train.max_skipped_in_a_row updates in a row were not finite.
     """
     policy.train()
-    guard = Guard(policy, limits, save)
+    guard, meter = Guard(policy, limits, save), Meter(policy, limits)
     for step in range(start_step, steps.num_steps):
         started = time.perf_counter()
         torch.manual_seed(seed_of(seed, "sft", "dropout", step, policy.rank))
         mine = next(shares)
-        budget = limits.max_tokens_per_micro_batch
-        num_passes = int(policy.largest(len(micro_batches(mine, budget, packing=limits.packing))))
-        count = policy.total(sum(num_scored(example, settings) for example in mine))
-
-        total = 0.0
-        for index, batch in enumerate(batches(mine, budget, num_passes, packing=limits.packing), start=1):
-            scored = outer(batch, settings)
-            part = losses.cross_entropy(policy.token_logprobs(scored), scored.response_mask_BT.to(policy.device))
-            policy.accumulate(losses.guarded(part.total / count), last=index == num_passes)
-            total += float(part.total.detach())
         rate = learning_rate(step, steps.num_steps, settings)
-        update = policy.step(rate)
-        loss = policy.total(total) / count
+        with meter.updating():
+            loss = accumulate(policy, mine, settings, limits)
+            update = policy.step(rate)
         if update.skipped and keep is not None:
             keep(step + 1, mine, {"loss": loss, "grad_norm": update.grad_norm})
         guard.check(step + 1, f"sft.learning_rate={settings.learning_rate:g}")
@@ -97,5 +89,20 @@ def train(
             "sft/epoch": (step + 1) / steps.steps_per_epoch,
             "sft/tokens_per_s": policy.total(sum(len(example) for example in mine)) / (time.perf_counter() - started),
         }
-        report(step + 1, metrics)
-        guard.save(step + 1, is_last=step + 1 == steps.num_steps)
+        report(step + 1, metrics | meter.told())
+        with meter.busy("time/checkpoint_s"):
+            guard.save(step + 1, is_last=step + 1 == steps.num_steps)
+
+
+def accumulate(policy: Sharded, mine: Sequence[Example], settings: SftConfig, limits: TrainConfig) -> float:
+    """The gradient of the step's mean loss over all ranks' scored tokens, and that mean. A collective."""
+    budget, packing = limits.max_tokens_per_micro_batch, limits.packing
+    num_passes = int(policy.largest(len(micro_batches(mine, budget, packing=packing))))
+    count = policy.total(sum(num_scored(example, settings) for example in mine))
+    total = 0.0
+    for index, batch in enumerate(batches(mine, budget, num_passes, packing=packing), start=1):
+        scored = outer(batch, settings)
+        part = losses.cross_entropy(policy.token_logprobs(scored), scored.response_mask_BT.to(policy.device))
+        policy.accumulate(losses.guarded(part.total / count), last=index == num_passes)
+        total += float(part.total.detach())
+    return policy.total(total) / count

@@ -6,7 +6,8 @@ gradients are added over ranks and never averaged: any number of ranks and micro
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from raml_ray.formulas.architecture import Passes
 from raml_ray.settings import TrainConfig
 from raml_ray.text.batches import Batch
 from raml_ray.workers import attention, lora
@@ -31,6 +33,20 @@ class Update(NamedTuple):
     """Global norm of the gradient before clipping."""
     skipped: bool
     """Loss or gradient were not finite; parameters and optimizer state are as they were, on all ranks."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What went through a policy on this rank, for `meter`."""
+
+    forward: Passes = field(default_factory=Passes)
+    """Without a gradient."""
+    learned: Passes = field(default_factory=Passes)
+
+    def note(self, batch: Batch) -> None:
+        """One forward pass of the batch, and a backward pass if gradients are being kept. Weightless ones are no work."""
+        if scored := int(batch.response_mask_BT.sum()):
+            (self.learned if torch.is_grad_enabled() else self.forward).add(batch.lengths, scored)
 
 
 class Sharded:
@@ -49,9 +65,17 @@ class Sharded:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.num_skipped = 0
         self.num_skipped_in_a_row = 0
+        self.work = Work()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The model's settings by name, as in its folder's config.json."""
+        settings: dict[str, Any] = self._module.model.config.get_text_config().to_dict()
+        return settings
 
     def token_logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Log-probability of every response token of the batch, (B, T) float32, nats; 0 elsewhere."""
+        self.work.note(batch)
         batch = batch.to(self.device)
         logprob_BT: Tensor = self._module(
             batch.input_ids_BT,
