@@ -59,7 +59,10 @@ def _add_run(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 0, 2 for a setting to correct, 1 for a step that failed."""
+    """Run the command; the exit status is 0, 2 for a setting to correct, 1 for a step that failed, 130 after Ctrl-C.
+
+    Raises: SystemExit(143) after SIGTERM.
+    """
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     logging.getLogger("raml_ray").setLevel(logging.INFO)
     words = parser()
@@ -73,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"raml: {error}\n")
         return 2
-    except (ValueError, RuntimeError, TimeoutError) as error:
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
         # Said plainly; where it happened stands in the step's failure.txt.
         logging.getLogger(__name__).debug("", exc_info=True)
         sys.stderr.write(f"raml: {type(error).__name__}: {error}\n")

@@ -2,9 +2,11 @@
 
 import re
 
+from raml_ray import faults
 from raml_ray.settings import (
     BaseConfig,
     DataConfig,
+    DrillConfig,
     EngineConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -157,3 +159,11 @@ def policy_gradient(grpo: GrpoConfig, data: DataConfig, train: TrainConfig) -> N
             f"grpo.gradient_variance_every={grpo.gradient_variance_every} reads gradients, which"
             f" train.strategy={train.strategy} keeps to itself: set train.strategy=fsdp, or the former to 0"
         )
+
+
+def drill(settings: DrillConfig) -> None:
+    """Faults that are to befall a run are named so that they can."""
+    try:
+        faults.parse(settings.faults)
+    except ValueError as error:
+        raise ValueError(f"drill.faults: {error}") from None

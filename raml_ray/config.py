@@ -20,6 +20,7 @@ from raml_ray.settings import (
     BaseConfig,
     ClusterConfig,
     DataConfig,
+    DrillConfig,
     EngineConfig,
     EvaluateConfig,
     GenerateConfig,
@@ -86,6 +87,7 @@ class Config(Settings):
     report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+    drill: DrillConfig = DrillConfig()
 
     @model_validator(mode="after")
     def _check_settings_that_depend_on_each_other(self) -> Self:
@@ -101,6 +103,7 @@ class Config(Settings):
         checks.set_names(self.evaluate)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
+        checks.drill(self.drill)
         self._check_steps()
         return self
 

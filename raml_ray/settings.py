@@ -455,6 +455,18 @@ class ClusterConfig(Settings):
     """Logical CPUs of a local Ray; 0 takes the machine's, and never fewer than the two that learner and engine need."""
     object_store_mib: int = Field(400, ge=80)
     """Object store of a local Ray."""
+    stop_timeout_s: float = Field(25, gt=0)
+    """After SIGTERM learners get so long to end their step and save it; then the run ends without. Less than what sends
+    the signal waits until it kills: 30 s for a pod, 3 s for `ray job stop` (RAY_JOB_STOP_WAIT_TIME_S)."""
+
+
+class DrillConfig(Settings):
+    """Faults on purpose, to see that a run comes through them (docs/faults.md)."""
+
+    faults: str = ""
+    """Words ROLE:RANK:STEP:HOW, for example `learner:1:3:kill9 pool:*:5:exit`; each befalls once. Empty: none."""
+    folder: str = ""
+    """Where it is noted what has befallen whom; empty is `drill` in the step's folder."""
 
 
 class TrackingConfig(Settings):

@@ -59,8 +59,8 @@ LIMITS = frozenset(
     }
 )
 """Settings that decide whether a step comes through and how fast, never what comes out: free to change on a resume."""
-SITE = ("name", "root", "steps", "cluster", "tracking")
-"""Where a run happens, which decides no result."""
+SITE = ("name", "root", "steps", "cluster", "tracking", "drill")
+"""Where a run happens and what befalls it there, which decides no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +148,30 @@ def narrowed(config: Config, stage: Stage) -> Config:
     return Config.model_validate(kept)
 
 
+def deciding(config: Config, stage: Stage) -> dict[str, Any]:
+    """The settings that decide what comes out of a stage, by dotted name."""
+    nodes = reads(config, stage)
+    return {
+        name: value for name, value in flatten(config).items() if name.split(".")[0] in nodes and name not in LIMITS
+    }
+
+
 def manifest(context: Context, inputs: Mapping[str, str]) -> dict[str, Any]:
     """What decides a step's result: its stage, its settings, and the fingerprints of all that it builds on."""
-    nodes = reads(context.config, context.step.stage)
-    settings = {
-        name: value
-        for name, value in flatten(context.config).items()
-        if name.split(".")[0] in nodes and name not in LIMITS
-    }
+    stage = context.step.stage
     # As it comes back from the file that it is compared with.
     written: dict[str, Any] = json.loads(
-        json.dumps({"stage": context.step.stage, "settings": settings, "inputs": dict(inputs)})
+        json.dumps({"stage": stage, "settings": deciding(context.config, stage), "inputs": dict(inputs)})
     )
     return written
+
+
+def changes(was: Any, now: Any, name: str = "") -> list[str]:
+    """One line per value that two manifests do not share, `sft.batch_size: 64 -> 32`."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        return [
+            line
+            for key in sorted(was.keys() | now.keys())
+            for line in changes(was.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if was == now else [f"{name.removeprefix('settings.')}: {was!r} -> {now!r}"]

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raml_ray import faults
 from raml_ray.config import Config
 from raml_ray.stages.shard_sampler import engine_class
 from raml_ray.workers import sync_check
@@ -69,9 +70,11 @@ class PolicyEngine:
     """An engine as an actor."""
 
     def __init__(self, policy_path: str, config: Config) -> None:
+        faults.arm(config.drill.faults, config.drill.folder)
         self._engine = engine_class(config.engine)(policy_path, config.engine, seed=config.seed)
 
     def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
+        faults.reach("engine", 0, self._engine.version + 1)
         return self._engine.generate(requests, sampling)
 
     def load(self, flat: np.ndarray, layout: Layout, version: int) -> str:

@@ -11,16 +11,15 @@ import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from raml_ray import cluster
+from raml_ray import cluster, records
 from raml_ray.config import Config, ConfigError
 from raml_ray.records import Question
 from raml_ray.stages import learners, sources
-from raml_ray.stages.context import Context, Counts, Outcome
+from raml_ray.stages.context import Context, Counts, Outcome, deciding
 from raml_ray.stages.rollout_pool import RolloutPool
 from raml_ray.storage import Folder
 from raml_ray.text import prompts
 from raml_ray.workers import policy as policies
-from raml_ray.workers.sync_check import SyncMismatch
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +42,17 @@ def run(context: Context) -> Outcome:
     )
     group = _engines_place(config)
     try:
-        pool = ray.remote(RolloutPool).options(num_cpus=0).remote(config, policy_path, questions, group)
+        # One that died is started again, without weights: the learners, whose call it took along, go on from their last
+        # checkpoint and publish it before they sample.
+        pool = (
+            ray.remote(RolloutPool).options(num_cpus=0, max_restarts=-1).remote(config, policy_path, questions, group)
+        )
         # Not waited for: learners start while the engines do.
-        figures = learners.run(_worker, {"pool": pool}, config=config, folder=context.folder, policy_path=policy_path)
+        arguments = {"pool": pool, "origin": _origin(config, questions)}
+        figures = learners.run(_worker, arguments, config=config, folder=context.folder, policy_path=policy_path)
         ray.kill(pool)
     finally:
         remove_placement_group(group)
-    if "error" in figures:
-        raise SyncMismatch(figures["error"])
     filtered = len(found.filtered) + len(too_long)
     return Outcome(
         Counts(found.num_rows, len(questions), len(found.rejected), filtered), found.figures() | dict(figures)
@@ -74,6 +76,12 @@ def check(config: Config) -> None:
             f" set it above engine.request_timeout_s={engine.request_timeout_s:g}"
             f" + engine.start_timeout_s={engine.start_timeout_s:g}"
         )
+
+
+def _origin(config: Config, questions: list[Question]) -> dict[str, Any]:
+    """What decides the learners' steps."""
+    asked = [(question.question_id, question.answer) for question in questions]
+    return {"settings": deciding(config, "grpo"), "questions": records.digest(asked)}
 
 
 def _fitting(questions: list[Question], policy_path: str, config: Config) -> tuple[list[Question], list[Question]]:
@@ -115,8 +123,9 @@ def _engines_place(config: Config) -> PlacementGroup:
 
 def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
     """One learner rank."""
+    from raml_ray.stages.course import Course
     from raml_ray.stages.pool_link import PoolLink
-    from raml_ray.workers import checkpoints, grpo_loop, skipped_batches
+    from raml_ray.workers import grpo_loop, skipped_batches
 
     config = learners.started(arguments)
     folder, policy_path = Folder(arguments["folder"]), str(arguments["policy_path"])
@@ -125,38 +134,24 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
     if config.grpo.kl_coefficient:
         reference = learners.loaded(policy_path, config)
         reference.train(False)
-    origin = {"seed": config.seed}
-    start_version, metrics_file = learners.restored(learner, folder, origin)
+    course = Course(learner, folder, arguments["origin"], config)
     link = PoolLink(arguments["pool"], learner, config, policy_path)
-    last: dict[str, float] = {}
-
-    def report(version: int, metrics: Mapping[str, float]) -> None:
-        last.update(metrics)
-        if metrics_file:
-            metrics_file.append(version, metrics)
-
-    def save(version: int) -> None:
-        checkpoints.save(
-            folder.file(learners.CHECKPOINTS), version, learner.state(), origin, keep=config.train.keep_checkpoints
-        )
-
-    try:
+    with learners.leaving() as left:
         grpo_loop.train(
             learner,
             config.grpo,
             config.train,
             seed=config.seed,
-            start_version=start_version,
+            start_version=course.start_step,
             sample=link.sample,
             publish=link.publish,
-            report=report,
-            save=save,
+            report=course.report,
+            save=course.save,
             keep=lambda version, batch, figures: skipped_batches.keep(
                 folder.file(learners.SKIPPED), version, learner.rank, batch, figures
             ),
             reference=reference,
         )
-    except SyncMismatch as error:  # on every rank alike; a restart would find the same
-        return {"error": str(error)}
-    learners.save_policy(learner, folder, policy_path)
-    return last | {"grpo/versions": config.grpo.num_steps, "grpo/resumed_from_version": start_version}
+        learners.save_policy(learner, folder, policy_path)
+    figures = {"grpo/versions": config.grpo.num_steps, "grpo/resumed_from_version": course.start_step}
+    return left or course.figures | figures

@@ -5,17 +5,18 @@ are verified before use, and a damaged one falls back on the one before it. What
 imported in the functions that a rank calls: the driver and Ray's controller do without those seconds.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from raml_ray import faults, stopping
 from raml_ray.config import Config, ConfigError, dump, load
-from raml_ray.metrics_file import MetricsFile
 from raml_ray.settings import TrainConfig
 from raml_ray.storage import Folder, is_url
 from raml_ray.workers import policy
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POLICY, CHECKPOINTS, SKIPPED = "policy", "checkpoints", "skipped"
+POLICY, SKIPPED = "policy", "skipped"
 MOST_CONTROLLER_FAILURES = 5
+LEFT, ERROR = "left", "error"
+"""The only entry of what a rank returns that did not come to its end: because it was asked to leave after that step, or
+because of what it says, which a restart would find again."""
 
 Worker = Callable[[dict[str, Any]], Mapping[str, float] | None]
 """Runs on every rank with what `run` was given: its arguments, `config` as JSON, `folder` and `policy_path`."""
@@ -39,7 +43,8 @@ def run(
 
     A group that lost a worker is started again, at most train.max_failures times.
 
-    Raises: ValueError that a worker died of, as it is; ray.train.TrainingFailedError when the restarts are spent.
+    Raises: stopping.Stopped after SIGTERM; ValueError or OSError that a worker died of, as it is; RuntimeError if the
+    restarts are spent, or what the ranks found would be found again.
     """
     check(config.train, folder, policy_path)
     trainer = TorchTrainer(
@@ -50,10 +55,16 @@ def run(
         run_config=_run(config.train, folder),
     )
     try:
-        result = trainer.fit()
+        with stopping.told_to_learners(folder.path):
+            result = trainer.fit()
     except TrainingFailedError as error:
-        raise _cause(error) from error
-    return dict(result.return_value)
+        raise _cause(error, config.train) from error
+    returned = dict(result.return_value)
+    if LEFT in returned:
+        raise stopping.Stopped
+    if ERROR in returned:
+        raise RuntimeError(returned[ERROR])
+    return returned
 
 
 def check(train: TrainConfig, folder: Folder, policy_path: str) -> None:
@@ -108,23 +119,44 @@ def _run(train: TrainConfig, folder: Folder) -> RunConfig:
     )
 
 
-def _cause(error: Exception) -> Exception:
-    """The ValueError that a worker died of, if it is one: whoever can correct it need not read Ray's trace."""
-    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    for failure in failures:
-        original = failure.cause if isinstance(failure, RayTaskError) else failure
-        if isinstance(original, ValueError):
+def _cause(error: TrainingFailedError, train: TrainConfig) -> Exception:
+    """The ValueError or OSError that a worker died of, if it is one: whoever can mend it need not read Ray's trace."""
+    failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    originals = [failure.cause if isinstance(failure, RayTaskError) else failure for failure in failures]
+    for original in originals:
+        if isinstance(original, ValueError | OSError):
             return original
-    return error
+    lines = str(originals[0] if originals else error).strip().splitlines() or [""]
+    return RuntimeError(
+        f"learners died more often than train.max_failures={train.max_failures} allows, at last of"
+        f" {type(originals[0]).__name__}: {lines[-1]}; the same command goes on from the last checkpoint"
+    )
 
 
 def started(arguments: Mapping[str, Any]) -> Config:
-    """The first line of every worker: the configuration, validated again where it is used, and its threads."""
+    """The first line of every worker: the configuration, validated again where it is used, its threads and its drill."""
     import torch
 
     config = load(arguments["config"], "the learners' configuration")
     torch.set_num_threads(config.train.cpus_per_worker)
+    faults.arm(config.drill.faults, config.drill.folder)
     return config
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[dict[str, Any]]:
+    """A rank's training; what it is to return instead of its figures if that is left before its end, all ranks alike."""
+    from raml_ray.stages.course import Leaving
+    from raml_ray.workers.checkpoints import CannotSave
+    from raml_ray.workers.sync_check import SyncMismatch
+
+    left: dict[str, Any] = {}
+    try:
+        yield left
+    except Leaving as leave:
+        left[LEFT] = leave.step
+    except (CannotSave, SyncMismatch) as error:
+        left[ERROR] = str(error)
 
 
 def loaded(policy_path: str, config: Config) -> "Sharded":
@@ -135,29 +167,6 @@ def loaded(policy_path: str, config: Config) -> "Sharded":
 
     torch.manual_seed(config.seed)
     return sharding.wrap(policy.load_model(policy_path, random_init=config.policy.random_init), config.train)
-
-
-def restored(learner: "Sharded", folder: Folder, origin: Mapping[str, Any]) -> tuple[int, MetricsFile | None]:
-    """The steps that the last whole checkpoint holds (0 without one), and on rank 0 the metrics file cut back to them.
-
-    A collective. Raises: ValueError if the checkpoint was saved for another `origin`.
-    """
-    from raml_ray.workers import checkpoints
-
-    found = checkpoints.load(folder.file(CHECKPOINTS), learner.state())
-    if found and dict(found.extra) != dict(origin):
-        raise ValueError(
-            f"{folder.file(CHECKPOINTS)} was made from {dict(found.extra)}, but this step has {dict(origin)}:"
-            f" start it anew with --redo {folder.name}"
-        )
-    step = found.step if found else 0
-    if found:
-        logger.info("learner %d goes on after step %d", learner.rank, step)
-    if learner.rank:
-        return step, None
-    metrics = MetricsFile(folder)
-    metrics.truncate_after(step)
-    return step, metrics
 
 
 def save_policy(learner: "Sharded", folder: Folder, policy_path: str) -> None:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from raml_ray import cluster, storage
-from raml_ray.config import Config, ConfigError, Stage, Step, dump, fingerprint, flatten
+from raml_ray import cluster, stopping, storage
+from raml_ray.config import Config, ConfigError, Stage, Step, dump, fingerprint, flatten, override
 from raml_ray.memory import PeakMemory
 from raml_ray.provenance import version_tags, versions, without_secrets
 from raml_ray.stages import inputs as outside
 from raml_ray.stages import progress
-from raml_ray.stages.context import Context, Outcome, manifest, narrowed
+from raml_ray.stages.context import Context, Outcome, changes, manifest, narrowed
 from raml_ray.storage import SUMMARY, Folder
 from raml_ray.tracking import Tracker
 
@@ -27,6 +27,7 @@ BEFORE_ANY_RESULT = {
     "failure.txt",
     "mlflow.json",
     "progress.json",
+    "drill",
     "questions.parquet",
 }
 """What a step's folder holds before the step has made anything that a resumed one could build on."""
@@ -42,7 +43,8 @@ def run(config: Config, *, only: str | None = None, stage: Stage | None = None, 
     _redo(config, steps, folder, redo)
     tracker = Tracker(config, folder)
     try:
-        with cluster.connected(config):
+        # Ray sets a handler of its own when it is connected to.
+        with cluster.connected(config), stopping.on_sigterm(config.cluster.stop_timeout_s):
             for step in steps:
                 _run_step(config, step, folder, tracker)
     finally:
@@ -80,7 +82,10 @@ def _redo(config: Config, steps: list[Step], folder: Folder, redo: tuple[str, ..
 
 def context_of(config: Config, step: Step, folder: Folder) -> Context:
     """The step with the settings that hold in it."""
-    return Context(narrowed(config.for_step(step.name), step.stage), step, folder, config)
+    own = narrowed(config.for_step(step.name), step.stage)
+    if own.drill.faults and not own.drill.folder:
+        own = override(own, {"drill.folder": (folder / step.name).file("drill")})
+    return Context(own, step, folder, config)
 
 
 def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> None:
@@ -107,6 +112,10 @@ def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> N
         with PeakMemory() as peak, progress.shown(context):
             outcome = _stage(step.stage)(context)
         outcome.counts.check()
+    except (stopping.Stopped, KeyboardInterrupt):
+        logger.info("%s: stopped; the same command goes on from here", step.name)
+        tracked.finish("KILLED", {}, [])
+        raise
     except BaseException:
         context.folder.write_text("failure.txt", without_secrets(traceback.format_exc()))
         tracked.finish("FAILED", {}, [])
@@ -129,21 +138,11 @@ def _check_unchanged(context: Context, wanted: dict[str, Any]) -> None:
     if context.step.stage == "report" or not set(folder.names()) - BEFORE_ANY_RESULT:
         folder.remove()
         return
-    changed = "\n  ".join(_changes(was, wanted))
+    changed = "\n  ".join(changes(was, wanted))
     raise ConfigError(
         f"step {context.step.name!r} in {folder.path} was made with something else:\n  {changed}\n"
         f"keep it by giving the run another name (name=...), or start it anew with --redo {context.step.name}"
     )
-
-
-def _changes(was: Any, now: Any, name: str = "") -> list[str]:
-    if isinstance(was, dict) and isinstance(now, dict):
-        return [
-            line
-            for key in sorted(was.keys() | now.keys())
-            for line in _changes(was.get(key), now.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if was == now else [f"{name.removeprefix('settings.')}: {was!r} -> {now!r}"]
 
 
 def _stage(stage: Stage) -> Callable[[Context], Outcome]:

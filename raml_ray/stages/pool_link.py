@@ -38,7 +38,9 @@ class PoolLink:
             tolerance_k3=config.grpo.sync_tolerance_k3,
         )
         # A start that does not end is tried twice.
-        self._asked(pool.ready.remote(), 3 * config.engine.start_timeout_s, "the rollout engines to be ready")
+        # A pool that is being started again is waited for, too.
+        is_ready = pool.ready.options(max_task_retries=-1).remote()
+        self._asked(is_ready, 3 * config.engine.start_timeout_s, "the rollout engines to be ready")
 
     def _asked(self, ref: ray.ObjectRef, timeout_s: float, what: str) -> Any:
         """The pool's answer. Raises: TimeoutError that says who waited for what."""

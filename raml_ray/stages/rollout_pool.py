@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from raml_ray import recipes
+from raml_ray import faults, recipes
 from raml_ray.config import Config
 from raml_ray.records import Judgement, Question, Verdict
 from raml_ray.stages import judging
@@ -48,6 +48,7 @@ class RolloutPool:
     """The actor that owns the engines. Calls are answered one after the other."""
 
     def __init__(self, config: Config, policy_path: str, questions: list[Question], group: PlacementGroup) -> None:
+        faults.arm(config.drill.faults, config.drill.folder)
         self._config = config
         self._engines = EngineGroup(config, policy_path, group)
         self._questions = questions
@@ -136,6 +137,7 @@ class RolloutPool:
             first_place=first_place,
         )
         answers = self._generate(asked)
+        faults.reach("pool", 0, version + 1)
         generated = time.monotonic()
         groups = self._judged(questions, asked, answers)
         return groups, generated - began, time.monotonic() - generated

@@ -178,6 +178,7 @@ def _job(
         "num_samples": settings.num_samples,
         "shard_questions": shard_questions,
         "seed": config.seed,
+        "drill": (config.drill.faults, config.drill.folder),
         "stage": context.step.stage,
     }
 

@@ -1,12 +1,13 @@
 """Supervised fine-tuning with Ray Train.   trajectories, verdicts -> examples/, policy/, metrics.jsonl, checkpoints/"""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from raml_ray import cluster
 from raml_ray.config import Config
 from raml_ray.stages import example_shards, example_stream, learners, training_set
-from raml_ray.stages.context import Context, Outcome
+from raml_ray.stages.context import Context, Outcome, deciding
 from raml_ray.storage import Folder
 
 
@@ -26,47 +27,46 @@ def train_policy(examples: Folder, folder: Folder, policy_path: str, config: Con
 
     Raises: ValueError if there is nothing to train on or the policy folder lacks something.
     """
-    example_shards.read_index(examples)  # refused before any worker starts
-    return learners.run(_worker, {"examples": examples.path}, config=config, folder=folder, policy_path=policy_path)
+    index = example_shards.read_index(examples)  # refused before any worker starts
+    examples_id = hashlib.sha256(index.lengths.tobytes()).hexdigest()[:16]
+    arguments = {
+        "examples": examples.path,
+        "origin": {"settings": deciding(config, "sft"), "examples": examples_id},
+    }
+    return learners.run(_worker, arguments, config=config, folder=folder, policy_path=policy_path)
 
 
 def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
     """One learner rank."""
-    from raml_ray.workers import checkpoints, sft_loop, sft_plan, skipped_batches
+    from raml_ray.stages.course import Course
+    from raml_ray.workers import sft_loop, sft_plan, skipped_batches
 
     config = learners.started(arguments)
     folder, policy_path = Folder(arguments["folder"]), str(arguments["policy_path"])
     examples = Folder(arguments["examples"])
     plan = sft_plan.plan(example_shards.read_index(examples).rows, config.sft, config.seed)
     learner = learners.loaded(policy_path, config)
-    origin = {"num_examples": plan.num_examples, "seed": config.seed}
-    start_step, metrics_file = learners.restored(learner, folder, origin)
-    last: dict[str, float] = {}
-
-    def report(step: int, metrics: Mapping[str, float]) -> None:
-        last.update(metrics)
-        if metrics_file:
-            metrics_file.append(step, metrics)
-
-    def save(step: int) -> None:
-        checkpoints.save(
-            folder.file(learners.CHECKPOINTS), step, learner.state(), origin, keep=config.train.keep_checkpoints
-        )
-
+    course = Course(learner, folder, arguments["origin"], config)
     rank = example_stream.Rank(learner.rank, learner.world_size)
-    sft_loop.train(
-        learner,
-        plan,
-        example_stream.stream(examples, plan, start_step, rank, config.train.collective_timeout_s),
-        config.sft,
-        config.train,
-        seed=config.seed,
-        start_step=start_step,
-        report=report,
-        save=save,
-        keep=lambda step, batch, figures: skipped_batches.keep(
-            folder.file(learners.SKIPPED), step, learner.rank, batch, figures
-        ),
-    )
-    learners.save_policy(learner, folder, policy_path)
-    return {"sft/steps": plan.num_steps, "sft/examples": plan.num_examples, "sft/resumed_from_step": start_step} | last
+    with learners.leaving() as left:
+        sft_loop.train(
+            learner,
+            plan,
+            example_stream.stream(examples, plan, course.start_step, rank, config.train.collective_timeout_s),
+            config.sft,
+            config.train,
+            seed=config.seed,
+            start_step=course.start_step,
+            report=course.report,
+            save=course.save,
+            keep=lambda step, batch, figures: skipped_batches.keep(
+                folder.file(learners.SKIPPED), step, learner.rank, batch, figures
+            ),
+        )
+        learners.save_policy(learner, folder, policy_path)
+    figures = {
+        "sft/steps": plan.num_steps,
+        "sft/examples": plan.num_examples,
+        "sft/resumed_from_step": course.start_step,
+    }
+    return left or figures | course.figures

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray
 from ray.actor import ActorHandle
 
-from raml_ray import records
+from raml_ray import faults, records
 from raml_ray.config import fingerprint
 from raml_ray.records import Question, Rejected, Trajectory
 from raml_ray.settings import EngineConfig, PromptConfig
@@ -93,6 +93,7 @@ class ShardSampler:
         self._settings = EngineConfig.model_validate(job["engine"])
         faulthandler.dump_traceback_later(self._settings.start_timeout_s, exit=True)
         self._folder = Folder(job["folder"])
+        faults.arm(*job["drill"])
         self._prompt = PromptConfig.model_validate(job["prompt"])
         self._sampling, self._budget = job["sampling"], job["budget"]
         self._questions = self._folder.read_table(QUESTIONS)
@@ -194,6 +195,7 @@ class ShardSampler:
     def _sampled(self, shard: int, batch: Batch | None, asked: Sequence[Asked]) -> Part:
         """What becomes of rows that enter the engine together: of one batch, or (None) of the whole shard."""
         self._tell("entered", shard, batch)
+        faults.reach("engine", 0, shard)
         answers = respond(self._loop, [one.request for one in asked], self._sampling, self._budget)
         part = self._answered([one.row for one in asked], answers)
         self._tell("left", shard, part if batch else None)

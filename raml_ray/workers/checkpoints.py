@@ -10,13 +10,16 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+
+from raml_ray import faults
 
 logger = logging.getLogger(__name__)
 
@@ -30,31 +33,78 @@ class Restored(NamedTuple):
     extra: Mapping[str, Any]
 
 
+class CannotSave(RuntimeError):
+    """A checkpoint could not be written, on no rank; those before it are untouched."""
+
+
 def save(folder: str, step: int, tensors: Mapping[str, Tensor], extra: Mapping[str, Any], *, keep: int) -> None:
     """Write the checkpoint of a step, then remove all but the newest `keep` and whatever was left half-written.
 
-    A collective. Raises: RuntimeError if rank 0 does not see what another rank wrote.
+    A collective. Raises: CannotSave, on all ranks alike, if one cannot write (a full disk), or rank 0 does not see what
+    another rank wrote; nothing of it is left then.
     """
-    target = Path(folder) / f"step-{step:08d}"
-    if dist.get_rank() == 0:
-        _discard(target)
-        target.mkdir(parents=True)
-    dist.barrier()
-    state_dict_saver.save(dict(tensors), checkpoint_id=target)
-    mine = [path for path in target.iterdir() if path.name.startswith(f"__{dist.get_rank()}_")]
-    hashes = _gathered({path.name: _synced_hash(path) for path in mine})
-    if dist.get_rank() == 0:
+    target, rank = Path(folder) / f"step-{step:08d}", dist.get_rank()
+
+    def write_files() -> dict[str, str]:
+        faults.reach("checkpoint", rank, step)
+        state_dict_saver.save(dict(tensors), checkpoint_id=target)
+        mine = [path for path in target.iterdir() if path.name.startswith(f"__{rank}_")]
+        faults.reach("commit", rank, step)
+        return {path.name: _synced_hash(path) for path in mine}
+
+    def commit() -> dict[str, str]:
         missing = [name for name in hashes if not (target / name).exists()]
         if missing:
-            raise RuntimeError(
-                f"{target} lacks {missing}, which other ranks wrote: `root` must be a file system that all share"
+            raise OSError(
+                f"{missing}, which other ranks wrote, are not there: `root` must be a file system that all share"
             )
         hashes[".metadata"] = _synced_hash(target / ".metadata")
         manifest = json.dumps({"step": step, "extra": dict(extra), "files": hashes}, indent=2)
         _write(target / MANIFEST, manifest)
         _write(target / COMMIT, hashlib.sha256(manifest.encode()).hexdigest())
+        return {}
+
+    try:
+        _together(lambda: _cleared(target) if rank == 0 else {})
+        hashes = _together(write_files)
+        _together(lambda: commit() if rank == 0 else {})
+    except CannotSave as error:
+        if rank == 0:
+            _discard(target)
+        # What torch says of a full disk is where in its file it stands.
+        free = shutil.disk_usage(Path(folder)).free / 2**20
+        raise CannotSave(
+            f"checkpoint {target} cannot be written ({free:.0f} MiB are free there): {error}; those before it are whole:"
+            " make room, and give the same command again"
+        ) from None
+    if rank == 0:
         _retain(Path(folder), keep)
     dist.barrier()
+
+
+def _cleared(target: Path) -> dict[str, str]:
+    _discard(target)
+    target.mkdir(parents=True)
+    return {}
+
+
+def _together(work: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """What the ranks' work returns, all of it on every rank. Raises: CannotSave, on every rank, if it failed on one."""
+    try:
+        mine, failed = work(), ""
+    except CheckpointException as error:  # which rank failed is known to all of them
+        mine, failed = {}, "; ".join(_told(cause) for cause, _ in error.failures.values())
+    except OSError as error:
+        mine, failed = {}, _told(error)
+    parts: list[tuple[dict[str, str], str]] = [({}, "")] * dist.get_world_size()
+    dist.all_gather_object(parts, (mine, failed))
+    if failures := dict.fromkeys(failed for _, failed in parts if failed):
+        raise CannotSave("; ".join(failures))
+    return {key: value for part, _ in parts for key, value in part.items()}
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def load(folder: str, tensors: Mapping[str, Tensor]) -> Restored | None:
@@ -94,7 +144,7 @@ def _problems(path: Path) -> list[str]:
             for name, expected in files[dist.get_rank() :: dist.get_world_size()]
             if _hash(path / name) != expected
         ]
-    except (FileNotFoundError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         return [str(error)]
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from raml_ray import faults
 from raml_ray.records import seed_of
 from raml_ray.settings import GrpoConfig, TrainConfig
 from raml_ray.workers import gradient_variance, grpo_groups, lhat_descent
@@ -61,6 +62,7 @@ def train(
                 metrics |= gradient_variance.measured(
                     policy, groups, judged, settings, limits, seed=seed_of(seed, "grpo", "variance", version)
                 )
+        faults.reach("learner", policy.rank, version + 1)
         kept = partial(keep, version + 1) if keep is not None else None
         with meter.updating():
             metrics |= update(policy, groups, judged, settings, limits, reference=reference, keep=kept)

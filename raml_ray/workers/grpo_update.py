@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from raml_ray import recipes
+from raml_ray import faults, recipes
 from raml_ray.formulas import losses, off_policy, policy_losses, regularizers
 from raml_ray.settings import GrpoConfig, TrainConfig
 from raml_ray.text.batches import Batch, Example, batches, micro_batches
@@ -151,7 +151,7 @@ def accumulate(
     largest = zero
     for index, batch in enumerate(batches(mine, budget, passes, packing=limits.packing), start=1):
         loss, mismatch, counted = policy_loss(policy, batch, settings)
-        policy.accumulate(losses.guarded(loss.total / count), last=index == passes)
+        policy.accumulate(losses.guarded(loss.total / count * faults.factor()), last=index == passes)
         found = counted | {
             "loss": loss.total.detach(),
             "absolute": mismatch.absolute.total,

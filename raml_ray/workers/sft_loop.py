@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from raml_ray import faults
 from raml_ray.formulas import losses
 from raml_ray.records import seed_of
 from raml_ray.settings import SftConfig, TrainConfig
@@ -74,6 +75,7 @@ def train(
         started = time.perf_counter()
         torch.manual_seed(seed_of(seed, "sft", "dropout", step, policy.rank))
         mine = next(shares)
+        faults.reach("learner", policy.rank, step + 1)
         rate = learning_rate(step, steps.num_steps, settings)
         with meter.updating():
             loss = accumulate(policy, mine, settings, limits)
@@ -103,6 +105,6 @@ def accumulate(policy: Sharded, mine: Sequence[Example], settings: SftConfig, li
     for index, batch in enumerate(batches(mine, budget, num_passes, packing=packing), start=1):
         scored = outer(batch, settings)
         part = losses.cross_entropy(policy.token_logprobs(scored), scored.response_mask_BT.to(policy.device))
-        policy.accumulate(losses.guarded(part.total / count), last=index == num_passes)
+        policy.accumulate(losses.guarded(part.total / count * faults.factor()), last=index == num_passes)
         total += float(part.total.detach())
     return policy.total(total) / count

@@ -1,4 +1,4 @@
-"""A generate step in a process of its own, and what can befall it."""
+"""A generate step in a process of its own, nodes, and what can befall them."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
+from ray.cluster_utils import Cluster
 
 from raml_ray import storage
 from raml_ray.config import dump
@@ -95,3 +96,11 @@ def num_shards(context: Context) -> int:
 
 def rows(context: Context) -> pa.Table:
     return storage.trajectories(context.folder).sort_by("trajectory_id")
+
+
+def add_node(cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+
+
+def raylets(cluster: Cluster) -> list[int]:
+    return [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]

@@ -2,11 +2,8 @@
 
 import json
 import random
-import socket
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from raml_ray.config import Step
 from raml_ray.stages.context import Context
-from tests.faults.driving import Driver, engines, num_shards, rows
+from tests.faults.driving import Driver, add_node, engines, num_shards, raylets, rows
 from tests.stages import contexts
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(480)]
@@ -26,39 +23,6 @@ STEP = Step(name="generate", stage="generate")
 SEED = 2026
 PROGRESS_S = 150.0
 """Within this a step that lost an engine, a node or its driver has to get on."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def nodes() -> Iterator[Cluster]:
-    """A head that runs no engines and two nodes that do, as one machine's processes."""
-    # A dead node is noticed after five seconds; one that is merely slow may take its time.
-    health = {"health_check_initial_delay_ms": 5000, "health_check_period_ms": 1000, "health_check_timeout_ms": 30_000}
-    with tempfile.TemporaryDirectory(prefix="raml", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "gcs_server_port": free_port(),
-                "include_dashboard": False,
-                "temp_dir": folder,
-                "object_store_memory": 80 * 2**20,
-                "_system_config": health,
-            },
-        )
-        for _ in range(2):
-            add_node(cluster)
-        yield cluster
-        cluster.shutdown()
-
-
-def add_node(cluster: Cluster) -> None:
-    cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
 
 
 def waited_for_shards(driver: Driver, context: Context, count: int) -> None:
@@ -75,10 +39,6 @@ def made(driver: Driver, timeout: float) -> dict[str, Any]:
         return driver.figures(timeout)
     finally:
         driver.end()
-
-
-def raylets(cluster: Cluster) -> list[int]:
-    return [node.all_processes["raylet"][0].process.pid for node in cluster.worker_nodes]
 
 
 def working(cluster: Cluster) -> dict[Any, list[psutil.Process]]:
