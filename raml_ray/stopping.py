@@ -71,7 +71,9 @@ def told_to_learners(folder: str) -> Iterator[None]:
     try:
         yield
     except SystemExit as left:
-        raise left if isinstance(left, Stopped) else KeyboardInterrupt from None
+        if left.code:
+            raise
+        raise KeyboardInterrupt from None
     finally:
         _request = None
         request.unlink(missing_ok=True)

@@ -19,10 +19,10 @@ from raml_ray.metrics_file import read_metrics
 from raml_ray.storage import Folder
 from tests.faults.driving import ROOT, add_node, raylets
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 NUM_STEPS, EVERY = 10, 2
-PROGRESS_S = 240.0
+PROGRESS_S = 400.0
 PLAN = "engine:0:2:kill9 pool:0:3:kill9 learner:1:4:kill9 learner:0:5:hang commit:1:6:kill9 learner:0:10:hang"
 """The two that hang are found by the test, which then kills the node of the one and the driver of the other."""
 
@@ -43,6 +43,7 @@ class Run:
                 "train.num_workers": 2,
                 "train.checkpoint_every": EVERY,
                 "train.max_failures": 10,
+                "train.start_timeout_s": PROGRESS_S,
                 "cluster.stop_timeout_s": PROGRESS_S,
                 # So easy that a policy of a few steps is right now and then: else no gradient.
                 "miniature.num_slots": 3,
