@@ -4,8 +4,10 @@ import json
 import logging
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,28 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{sink.getsockname()[1]}"
 
 
+class _Garbage(BaseHTTPRequestHandler):
+    """Another server on the port where MLflow should be: it answers everything with a page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>welcome</html>")
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def garbage_server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Garbage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def _run_of_50(config: Config, timeout: float) -> float:
     """Longest time that a call of the run took, `close` apart, seconds."""
     folder, slowest = run_folder(config), 0.0
@@ -162,11 +186,11 @@ def _run_of_50(config: Config, timeout: float) -> float:
     return slowest
 
 
-@pytest.mark.parametrize("kind", ["closed", "silent"])
-def test_a_server_that_is_down_or_silent_costs_one_warning_and_no_metric(
-    kind: str, config: Config, silent_server: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kind", ["closed", "silent", "garbage"])
+def test_a_server_that_is_down_or_silent_or_none_of_mlflows_costs_one_warning_and_no_metric(
+    kind: str, config: Config, silent_server: str, garbage_server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    uri = silent_server if kind == "silent" else "http://user:hunter2@127.0.0.1:9"
+    uri = {"silent": silent_server, "garbage": garbage_server, "closed": "http://user:hunter2@127.0.0.1:9"}[kind]
     down = override(config, {"tracking.uri": uri})
     began = time.monotonic()
     with caplog.at_level(logging.WARNING):

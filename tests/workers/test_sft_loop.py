@@ -1,11 +1,13 @@
 import itertools
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from raml_ray import faults
 from raml_ray.settings import SftConfig, TrainConfig
 from raml_ray.text.batches import Batch
 from raml_ray.workers import checkpoints, sft_loop, sft_plan, sharding
@@ -102,6 +104,28 @@ def cut_off(folder: str) -> tuple[list[float], list[float]]:
         except KeyboardInterrupt:
             continue
     return straight, resumed
+
+
+def spoilt(folder: str) -> list[float]:
+    """Updates left out until each step, where the gradient of rank 1 is no number at the second."""
+    faults.arm("learner:1:2:nan", folder)
+    skipped: list[float] = []
+    limits = TrainConfig()
+    learner = sharding.wrap(tiny.model(), limits)
+    train(
+        learner,
+        10,
+        limits,
+        seed=3,
+        start_step=0,
+        report=lambda step, metrics: skipped.append(metrics["sft/skipped_steps"]),
+        save=lambda step: None,
+    )
+    return skipped
+
+
+def test_a_gradient_that_is_no_number_on_one_rank_costs_that_update_on_all_and_no_other(tmp_path: Path) -> None:
+    assert ranks.run(spoilt, 2, str(tmp_path)) == [[0, 1, 1, 1, 1, 1]] * 2
 
 
 def test_updates_that_stay_without_a_finite_gradient_end_the_run() -> None:
