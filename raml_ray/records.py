@@ -137,7 +137,10 @@ VERDICT = pa.schema(
 ANSWER_CURVE = pa.schema(
     [
         ("trajectory_id", pa.string()),
+        # gold: the right answer along the trajectory; foil: a wrong one along it; own: a wrong trajectory's own one;
+        # shuffled, foreign, spliced: the right answer along another text.
         ("probe", pa.string()),
+        ("answer", pa.string()),
         ("position", pa.list_(pa.int32())),
         ("lhat", pa.list_(pa.float32())),
         ("foil_margin", pa.list_(pa.float32())),

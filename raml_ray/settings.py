@@ -419,12 +419,17 @@ class AnalyzeConfig(Settings):
     """Correct trajectories per question that are looked at."""
     num_wrong: int = Field(1, ge=0)
     """Wrong trajectories per question that are looked at."""
-    suffix: str = "\n\n**Final Answer**\n\\boxed{"
-    """Text between a trajectory's prefix and the answer (paper C.1)."""
+    suffix: str = "paper"
+    r"""Text between a trajectory's prefix and the answer: `paper` (`\n\n**Final Answer**\n\boxed{`, C.1), `boxed`
+    (`\boxed{`), or any other text as it is."""
     until: str = "</think>"
     """Positions are probed up to and including this text; empty probes the whole response, as the released notebook does."""
-    positions_per_chunk: int = Field(64, ge=1)
-    """Prefixes whose answer branches are scored in one forward pass."""
+    stride: int = Field(1, ge=1)
+    """Tokens between two probed positions; the last one, and those before and at the first place where the answer is
+    written, are always probed."""
+    probe_memory_mib: float = Field(512, gt=0)
+    """What one forward pass of the probe may hold beside the weights, MiB, as it is estimated from the policy's sizes: more
+    means fewer passes."""
     num_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)
     """0 computes on CPU, else 1 or a part of one GPU."""
@@ -438,6 +443,12 @@ class LhatConfig(Settings):
 
     ema_alpha: float = Field(0.01, gt=0, le=1)
     """The paper's smoothing, drawn beside the raw curve."""
+    num_foils: int = Field(10, ge=0)
+    """Wrong answers of as many tokens that each right one is held against; 0 leaves them out."""
+    controls: tuple[Literal["own", "shuffled", "foreign", "spliced"], ...] = ("own", "shuffled", "foreign", "spliced")
+    """Further curves of each trajectory: `own`, of a wrong trajectory its own answer; `shuffled`, the right answer along the
+    same trajectory with its lines (or sentences) in another order; `foreign`, along a trajectory of another question;
+    `spliced`, along that one with the bare answer written into it where this one writes it."""
 
 
 class ReportConfig(Settings):

@@ -27,13 +27,18 @@ class PaperCurve(NamedTuple):
 class LeakSplit(NamedTuple):
     """Where a curve falls, relative to the first place at which the trajectory states the answer.
 
-    `LeakSplit(drop_before=0.2, drop_after=2.1, share_near=0.9, kendall_tau=-0.1, slope=-0.003)`, nats.
+    `LeakSplit(before=2.2, drop_before=0.2, drop_after=2.1, drop_at=1.9, share_near=0.9, kendall_tau=-0.1, slope=-0.003)`,
+    nats.
     """
 
+    before: float | None
+    """L-hat at the last prefix before the leak; None if the first one is not before it."""
     drop_before: float
     """L-hat at the first prefix minus at the last one before the leak."""
     drop_after: float
     """L-hat at the last prefix before the leak minus at the last prefix."""
+    drop_at: float | None
+    """L-hat at the last prefix before the leak minus at the first one with it; None if one of them is not there."""
     share_near: float | None
     """Share of the whole drop that lies within the radius around the leak; None unless the curve drops at all."""
     kendall_tau: float | None
@@ -106,8 +111,10 @@ def leak_split(position_K: npt.ArrayLike, lhat_K: npt.ArrayLike, leak_position: 
     last_near = int(np.searchsorted(position, leak_position + radius, side="right")) - 1
     near = float(value[first_near] - value[last_near]) if first_near <= last_near else 0.0
     return LeakSplit(
+        before=float(last_before) if num_before else None,
         drop_before=float(value[0] - last_before),
         drop_after=float(last_before - value[-1]),
+        drop_at=float(last_before - value[num_before]) if 0 < num_before < len(value) else None,
         share_near=near / total if total > 0 else None,
         kendall_tau=kendall_tau(value[:num_before]),
         slope=least_squares_slope(position[:num_before], value[:num_before]),

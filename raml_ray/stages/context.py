@@ -28,7 +28,7 @@ INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {"lhat": ("lhat",)}
 LIMITS = frozenset(
     {
         "analyze.num_workers",
-        "analyze.positions_per_chunk",
+        "analyze.probe_memory_mib",
         "data.max_rejected_fraction",
         "engine.gpu_memory_utilization",
         "engine.kv_cache_gib",

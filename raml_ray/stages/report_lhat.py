@@ -3,26 +3,27 @@
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-import numpy as np
-
 from raml_ray.config import Config
 from raml_ray.formulas.lhat import ema, kendall_tau, leak_split
 from raml_ray.stages import report_curves
 from raml_ray.stages.report_curves import Curve
 from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_instruments import Shown
+from raml_ray.stages.report_lhat_controls import controlled, figures_table
+from raml_ray.stages.report_lhat_figures import as_drawn
 from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, Measurement, Outcome, level_for, measured
 
 
 def shown(run: Run) -> Shown:
     """The section of L-hat along the trajectory."""
-    claims, figures = [], []
+    claims, tables, figures = [], [], []
     for step in run.of_instrument("lhat"):
         if curves := report_curves.curves(step):
             gold = [curve for curve in curves if curve.probe == "gold"]
             claims += [_falls(step, gold, run.config), _ends_differ(step, gold, run.config)]
-            figures.append(report_curves.drawn(step, curves, run.config.lhat.ema_alpha))
-    return Shown("L-hat along the trajectory", claims, "", figures)
+            tables.append(figures_table(step))
+            figures += [controlled(step, curves), as_drawn(step, gold, run.config.lhat.ema_alpha)]
+    return Shown("L-hat along the trajectory", claims, "".join(tables), figures)
 
 
 def _falls(step: StepResult, curves: Sequence[Curve], config: Config) -> Claim:
@@ -68,8 +69,7 @@ def _ends_differ(step: StepResult, curves: Sequence[Curve], config: Config) -> C
 
 def _last_before_leak(curve: Curve) -> float | None:
     """L-hat at the last prefix without the answer, nats per answer token; None if every prefix holds it."""
-    num_before = int(np.searchsorted(curve.position, curve.leak_or_end))
-    return curve.lhat[num_before - 1] if num_before else None
+    return curve.lhat[curve.num_before_leak - 1] if curve.num_before_leak else None
 
 
 def _falls_by_question(taus: Iterable[tuple[Curve, float | None]]) -> dict[str, float]:

@@ -2,18 +2,30 @@
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
+from raml_ray.text import notation
+
 # A minus behind an operand subtracts; only elsewhere is it a sign.
-NUMBER = re.compile(r"(?:(?<![\w)\]}])-)?\d+(?:,\d{3}(?!\d))*(?:\.\d+)?(?:/\d+)?")
+SIGN = r"(?:(?<![\w)\]}])-)?"
+PLAIN = re.compile(r"-?\d+(?:,\d{3}(?!\d))*(?:\.\d+)?(?:/\d+)?")
+NUMBER = re.compile(
+    rf"{SIGN}(?:\d*\\[dtc]?frac\s?(?:\d\s?\d|\{{-?[\d.,]+\}}\s?\{{-?[\d.,]+\}})"
+    r"|\d+(?:(?:,|\{,\}|\\,)\d{3}(?!\d))*(?:\.\d+)?(?:/\d+|(?:\\times|\\cdot)\s?10\^(?:\d|\{-?\d+\}))?)"
+)
+"""Numbers as text and LaTeX write them: `1,100`, `1{,}100`, `3/4`, `\\frac{3}{4}`, `1\\frac12`, `2\\times10^3`."""
 
 
-def _value(text: str) -> Fraction | None:
-    try:
-        return Fraction(text.replace(",", "").strip())
-    except (ValueError, ZeroDivisionError):
-        return None
+def value(text: str) -> Fraction | None:
+    """The number that the text is, units left aside; None if it is something else."""
+    if PLAIN.fullmatch(text):
+        try:
+            return Fraction(text.replace(",", ""))
+        except ZeroDivisionError:
+            return None
+    return notation.literal(notation.split_unit(notation.clean(text))[0])
 
 
 def character(text: str, answer: str) -> int | None:
@@ -21,18 +33,21 @@ def character(text: str, answer: str) -> int | None:
 
     A number counts as a whole, and so does a word: the answer 1 does not leak in 17, nor A in "Answer".
     """
-    value = _value(answer)
-    if value is None:
-        found = _as_words(answer).search(text)
+    number = value(answer)
+    if number is None:
+        found = _as_words(notation.unwrap(answer.strip())).search(text)
         return found.end() if found else None
-    return next((match.end() for match in NUMBER.finditer(text) if _value(match.group()) == value), None)
+    return next((match.end() for match in NUMBER.finditer(text) if value(match.group()) == number), None)
 
 
 def _as_words(answer: str) -> re.Pattern[str]:
-    """The answer where no word goes on beyond its ends."""
+    """The answer, with any blanks where it may have some, where no word goes on beyond its ends."""
+    pieces = re.findall(r"\w+|[^\w\s]", answer)
+    between = [r"\s+" if re.match(r"\w", a[-1]) and re.match(r"\w", b) else r"\s*" for a, b in pairwise(pieces)]
+    joined = "".join(re.escape(piece) + gap for piece, gap in zip(pieces, [*between, ""], strict=True))
     before = r"(?<!\w)" if re.match(r"\w", answer) else ""
     after = r"(?!\w)" if re.search(r"\w\Z", answer) else ""
-    return re.compile(before + re.escape(answer) + after)
+    return re.compile(before + joined + after)
 
 
 def position(tokenizer: PreTrainedTokenizerBase, response_ids: list[int], answer: str) -> int | None:

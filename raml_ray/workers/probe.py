@@ -1,142 +1,253 @@
-"""L-hat of every prefix of a trajectory at once: the trajectory is read once, the answer branches off at every position.
+"""L-hat of every prefix of trajectories at once: a trajectory is read once, answers branch off at its positions.
 
-The branches of many positions lie packed in one row. A branch sees the cached tokens of its own prefix and itself, so
-the values are those of one forward pass per prefix, at the price of T + K * A tokens instead of T * T / 2.
+Several trajectories, and the branches of many positions, lie packed in one row. A branch sees the cached tokens of its own
+prefix and itself (`sight`), so the values are those of one forward pass per prefix, at the price of T + K * S tokens instead
+of T * T / 2. Answers that share a beginning share its tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import DynamicCache, PreTrainedModel
 
 from raml_ray.formulas.lhat import lhat
-from raml_ray.text.suffix import AnswerSuffix
+from raml_ray.text.suffix import AnswerSuffix, Branch, branch
+from raml_ray.workers import probe_memory, probe_support, sight
+from raml_ray.workers.probe_memory import MIB, Costs
+from raml_ray.workers.probe_support import BY_KIND, FLEX
+from raml_ray.workers.sight import Run, Tokens
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-"""Architectures (config.model_type) whose every layer attends to all that the mask allows, at the positions it is given."""
+PAIRS_PER_SIZE = 6
+"""With a dense mask a pass is cut where its tokens are so many times the hidden size: there attention, pairs that do not see
+each other included, costs as much as all matrix products (4 N N H against 24 N H H operations)."""
 
 
-def answer_nll(
-    model: PreTrainedModel,
-    token_ids: Sequence[int],
-    *,
-    first_position: int,
-    suffix: AnswerSuffix,
-    positions_per_chunk: int = 64,
-) -> np.ndarray:
-    """L-hat after each of the prefixes token_ids[:first_position], .., token_ids[:T], (K,), nats per answer token.
+class Probe(NamedTuple):
+    """One text, the prefixes of it that are asked, and the answers that each is asked for."""
 
-    K = T - first_position + 1: with the prompt's length as the first position, prefixes with 0 tokens of the trajectory
-    up to all of it. The suffix's own tokens are not averaged.
+    token_ids: Sequence[int]
+    lengths: Sequence[int]
+    """Tokens of each prefix, ascending, K of them."""
+    suffixes: Sequence[AnswerSuffix]
 
-    Raises: ValueError as `answer_logprobs`.
+
+def answer_nll(model: PreTrainedModel, probes: Sequence[Probe], *, memory_mib: float) -> list[list[np.ndarray]]:
+    """L-hat of each probe's suffixes after each of its prefixes, (K,) each, nats per answer token.
+
+    The suffix's own tokens are not averaged. Raises: ValueError as `answer_logprobs`.
 
     Source: RaML, arXiv:2505.19815, Algorithm 3.
     """
-    logprob_KA = answer_logprobs(
-        model, token_ids, first_position=first_position, suffix=suffix, positions_per_chunk=positions_per_chunk
-    )
-    return lhat(logprob_KA).numpy()
+    found = answer_logprobs(model, probes, memory_mib=memory_mib)
+    return [[lhat(logprob_KA).numpy() for logprob_KA in of_probe] for of_probe in found]
 
 
 @torch.inference_mode()
-def answer_logprobs(
-    model: PreTrainedModel,
-    token_ids: Sequence[int],
-    *,
-    first_position: int,
-    suffix: AnswerSuffix,
-    positions_per_chunk: int = 64,
-) -> Tensor:
-    """Log-probabilities of the answer's tokens after each prefix, float32, (K, A), on the host.
+def answer_logprobs(model: PreTrainedModel, probes: Sequence[Probe], *, memory_mib: float) -> list[list[Tensor]]:
+    """Log-probabilities of each suffix's answer tokens after each prefix, float32, (K, A) each, on the host.
 
-    Raises: ValueError if the architecture is not supported, the first position is not one of 1 .. T, or prefix and
-    suffix together are longer than the policy's context.
+    A pass holds at most `memory_mib` beside the weights, as `probe_memory` counts it.
+
+    Raises: ValueError as `check`, or if the memory has no room for a single position.
     """
-    _check(model, len(token_ids), first_position, suffix, positions_per_chunk)
+    for probe in probes:
+        check(model, probe)
     model.eval()
-    device = model.get_input_embeddings().weight.device
-    ids_T = torch.tensor(token_ids, device=device)
-    suffix_S = torch.tensor(suffix.token_ids, device=device)
-    answer_A = torch.tensor(suffix.is_answer, device=device).nonzero()[:, 0]
-    cache = DynamicCache(config=model.config)
-    if len(token_ids) > 1:  # the last token of a prefix belongs to its branch
-        model(input_ids=ids_T[None, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    length_K = torch.arange(first_position, len(token_ids) + 1, device=device)
-    return torch.cat(
-        [
-            _branches(model, cache, ids_T, part, suffix_S, answer_A)
-            for part in torch.split(length_K, positions_per_chunk)
-        ]
-    )
+    found: list[list[Tensor]] = []
+    for group in _packs(model, probes, memory_mib):
+        found += _Pack(model, group, memory_mib).logprobs()
+    return found
 
 
-def _branches(
-    model: PreTrainedModel, cache: DynamicCache, ids_T: Tensor, length_K: Tensor, suffix_S: Tensor, answer_A: Tensor
-) -> Tensor:
-    """Log-probabilities (K, A) for the prefixes of these lengths; leaves the cache as it was.
-
-    A branch is the prefix's last token and the suffix but its last one, S tokens: their logits are the suffix's.
-    """
-    num_branches, size, num_cached = len(length_K), len(suffix_S), len(ids_T) - 1
-    branch_KS = torch.cat([ids_T[length_K - 1, None], suffix_S[:-1].expand(num_branches, -1)], dim=1)
-    position_KS = length_K[:, None] - 1 + torch.arange(size, device=length_K.device)
-    keep_KA = torch.arange(num_branches, device=length_K.device)[:, None] * size + answer_A
-    logits: Tensor = model(
-        input_ids=branch_KS.view(1, -1),
-        position_ids=position_KS.view(1, -1),
-        attention_mask=_mask(length_K, size, num_cached, model.dtype),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=keep_KA.flatten(),
-    ).logits[0]
-    cache.crop(-num_branches * size)  # a negative count is the number of tokens to remove
-    logprob = logits.float().log_softmax(-1).gather(1, suffix_S[answer_A].repeat(num_branches)[:, None])
-    return logprob.view(num_branches, -1).cpu()
-
-
-def _mask(length_K: Tensor, size: int, num_cached: int, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask (1, 1, K * S, cached + K * S): a branch sees its prefix but the last token, and itself."""
-    branch = torch.arange(len(length_K), device=length_K.device).repeat_interleave(size)
-    step = torch.arange(size, device=length_K.device).repeat(len(length_K))
-    sees_cached = torch.arange(num_cached, device=length_K.device) < (length_K[branch] - 1)[:, None]
-    sees_branch = (branch[:, None] == branch) & (step[:, None] >= step)
-    hidden = ~torch.cat([sees_cached, sees_branch], dim=1)
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)[
-        None, None
-    ]
-
-
-def _check(model: PreTrainedModel, length: int, first_position: int, suffix: AnswerSuffix, chunk: int) -> None:
-    config = model.config
-    if config.model_type not in SUPPORTED:
-        raise ValueError(f"{config.model_type} policies cannot be probed: known are {', '.join(SUPPORTED)}")
-    settings = config.to_dict()
-    kinds = set(settings.get("layer_types") or ()) - {"full_attention"}
-    if kinds or (config.model_type == "mistral" and settings.get("sliding_window")):
+def check(model: PreTrainedModel, probe: Probe) -> None:
+    """Raises: ValueError if the policy cannot be probed, a prefix is none of the text's, or prefix and suffix together are
+    longer than the policy's context."""
+    probe_support.check(model)
+    lengths, num_tokens = probe.lengths, len(probe.token_ids)
+    ascending = all(a < b for a, b in pairwise(lengths))
+    if not lengths or not ascending or not 1 <= lengths[0] <= lengths[-1] <= num_tokens:
+        shown = f"{lengths[0]} .. {lengths[-1]}" if lengths else "none"
+        raise ValueError(f"prefixes of {shown} tokens must ascend within 1 .. {num_tokens}, the tokens there are")
+    longest = max((len(suffix.token_ids) for suffix in probe.suffixes), default=0)
+    if lengths[-1] + longest > model.config.max_position_embeddings:
         raise ValueError(
-            f"{config.model_type} with {', '.join(sorted(kinds)) or 'sliding_attention'} layers cannot be probed:"
-            " a branch must attend to its whole prefix"
+            f"{lengths[-1]} tokens and a suffix of {longest} exceed the policy's context of"
+            f" {model.config.max_position_embeddings}"
         )
-    rope = (settings.get("rope_parameters") or {}).get("rope_type", "default")
-    if rope in ("dynamic", "longrope"):
-        raise ValueError(
-            f"{config.model_type} with {rope} RoPE cannot be probed: its angles depend on the row's length"
+
+
+def _packs(model: PreTrainedModel, probes: Sequence[Probe], memory_mib: float) -> Iterator[list[Probe]]:
+    """The probes in groups whose texts one pass can hold, in half of its memory."""
+    costs, most = _costs(model), _most_tokens(model)
+    pack: list[Probe] = []
+    num_tokens = 0
+    for probe in probes:
+        more = num_tokens + probe.lengths[-1]
+        if pack and (more > most or costs.bytes(more, 0, 1) > memory_mib * MIB / 2):
+            yield pack
+            pack, more = [], probe.lengths[-1]
+        pack.append(probe)
+        num_tokens = more
+    if pack:
+        yield pack
+
+
+class _Pack:
+    """Texts in one row, read into a cache, and what grows on them."""
+
+    def __init__(self, model: PreTrainedModel, probes: Sequence[Probe], memory_mib: float) -> None:
+        self._model, self._probes, self._memory_mib = model, probes, memory_mib
+        self._device = model.get_input_embeddings().weight.device
+        self._branches = [branch(probe.suffixes) for probe in probes]
+        self._ancestry = sight.ancestry(self._branches, self._device)
+        self._cache = DynamicCache()  # without the config, whose sliding layers would forget what a branch may see
+        self._costs, self._windows = _costs(model), probe_support.windows(model.config)
+        # The last token of a prefix belongs to its branch.
+        texts = [probe.token_ids[: probe.lengths[-1] - 1] for probe in probes]
+        self._texts = sight.on_trajectories(texts, self._device)
+
+    @property
+    def num_cached(self) -> int:
+        return len(self._texts.id_N)
+
+    def logprobs(self) -> list[list[Tensor]]:
+        self._read()
+        parts: list[list[list[Tensor]]] = [[[] for _ in probe.suffixes] for probe in self._probes]
+        for runs in self._chunks():
+            for run, of_run in zip(runs, self._branch_off(runs), strict=True):
+                for index, logprob_KA in enumerate(of_run):
+                    parts[run.trajectory][index].append(logprob_KA)
+        return [[torch.cat(chunks) for chunks in of_probe] for of_probe in parts]
+
+    def _read(self) -> None:
+        """Put the texts into the cache, in as many passes as the memory asks for."""
+        done = 0
+        while done < self.num_cached:
+            count = self._most_texts(done)
+            query, key = (Tokens(*(c[a : done + count] for c in self._texts)) for a in (done, 0))
+            is_plain = len(self._probes) == 1 and done == 0 and not any(self._windows.values())
+            # One text from its beginning is what attention is made for; elsewhere the mask says who sees whom.
+            mask = None if is_plain and self._kind() != FLEX else self._masks(query, key)
+            self._forward(query, mask, 1)
+            done += count
+
+    def _most_texts(self, num_cached: int) -> int:
+        low, high = 0, self.num_cached - num_cached
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._costs.bytes(middle, num_cached, 1) <= self._memory_mib * MIB:
+                low = middle
+            else:
+                high = middle - 1
+        if low == 0:
+            raise self._too_little(self._costs.bytes(1, num_cached, 1))
+        return low
+
+    def _chunks(self) -> Iterator[list[Run]]:
+        """All branches, in runs that together fit into a pass."""
+        most, budget = max(_most_tokens(self._model), self.num_cached), self._memory_mib * MIB
+        chunk: list[tuple[int, list[int]]] = []
+        tokens = logits = 0
+        for index, (probe, grown) in enumerate(zip(self._probes, self._branches, strict=True)):
+            size, scored = len(grown.token_ids), len(grown.scored)
+            if (least := self._costs.bytes(size, self.num_cached, scored)) > budget:
+                raise self._too_little(least)
+            for length in probe.lengths:
+                fits = self._costs.bytes(tokens + size, self.num_cached, logits + scored) <= budget
+                if chunk and (tokens + size > most or not fits):
+                    yield [self._run(*entry) for entry in chunk]
+                    chunk, tokens, logits = [], 0, 0
+                if not chunk or chunk[-1][0] != index:
+                    chunk.append((index, []))
+                chunk[-1][1].append(length)
+                tokens, logits = tokens + size, logits + scored
+        yield [self._run(*entry) for entry in chunk]
+
+    def _run(self, index: int, lengths: list[int]) -> Run:
+        token_ids = self._probes[index].token_ids
+        last_id_K = torch.tensor([token_ids[length - 1] for length in lengths])
+        return Run(index, torch.tensor(lengths), last_id_K, self._branches[index])
+
+    def _branch_off(self, runs: Sequence[Run]) -> list[list[Tensor]]:
+        """Log-probabilities (K, A) of each run's suffixes; leaves the cache as it was."""
+        query = sight.on_branches(runs, self._device)
+        scored, start = [], 0
+        for run in runs:
+            count, size = len(run.length_K), len(run.branch.token_ids)
+            nodes = torch.tensor(run.branch.scored)
+            scored.append((start + torch.arange(count)[:, None] * size + nodes).flatten())
+            start += count * size
+        logits = self._forward(
+            query, self._masks(query, self._texts.then(query)), torch.cat(scored).to(self._device)
+        ).float()
+        self._cache.crop(-start)  # a negative count is the number of tokens to remove
+        of_runs = logits.split([len(places) for places in scored])
+        return [_answers(part, run.branch, len(run.length_K)) for part, run in zip(of_runs, runs, strict=True)]
+
+    def _forward(self, query: Tokens, mask: object, keep: int | Tensor) -> Tensor:
+        logits: Tensor = self._model(
+            input_ids=query.id_N[None],
+            position_ids=query.position_N[None],
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits[0]
+        return logits
+
+    def _kind(self) -> str:
+        return str(self._model.config._attn_implementation)
+
+    def _masks(self, query: Tokens, key: Tokens) -> object:
+        masks = {kind: self._mask(query, key, window) for kind, window in self._windows.items()}
+        return masks if self._model.config.model_type in BY_KIND else next(iter(masks.values()))
+
+    def _mask(self, query: Tokens, key: Tokens, window: int | None) -> Tensor | BlockMask:
+        sees = sight.rule(query, key, self._ancestry, window)
+        num_queries, num_keys = len(query.id_N), len(key.id_N)
+        if self._kind() != FLEX:
+            return sight.dense(sees, num_queries, num_keys, self._model.dtype, self._device)
+        return create_block_mask(
+            lambda batch, head, q, k: sees(q, k),
+            None,
+            None,
+            num_queries,
+            num_keys,
+            device=self._device,
+            _compile=self._device.type == "cuda",
         )
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise ValueError(
-            f"attn_implementation={config._attn_implementation!r} takes no block mask: load the policy with 'sdpa'"
+
+    def _too_little(self, needed: int) -> ValueError:
+        return ValueError(
+            f"analyze.probe_memory_mib={self._memory_mib:g} has no room for one position behind {self.num_cached} tokens:"
+            f" set at least {needed / MIB:.0f}"
         )
-    if not 1 <= first_position <= length:
-        raise ValueError(f"first_position={first_position} must lie in 1 .. {length}, the number of tokens")
-    if not any(suffix.is_answer) or len(suffix.is_answer) != len(suffix.token_ids):
-        raise ValueError(f"a suffix needs a mark per token and at least one answer token, got {suffix}")
-    if chunk < 1:
-        raise ValueError(f"analyze.positions_per_chunk={chunk} must be at least 1")
-    if length + len(suffix.token_ids) > config.max_position_embeddings:
-        raise ValueError(
-            f"{length} tokens and a suffix of {len(suffix.token_ids)} exceed the policy's context of"
-            f" {config.max_position_embeddings}"
-        )
+
+
+def _answers(logits_NV: Tensor, grown: Branch, num_positions: int) -> list[Tensor]:
+    """Of the logits at the scored nodes of so many branches, each suffix's log-probabilities (K, A)."""
+    logits_KPV = logits_NV.view(num_positions, len(grown.scored), -1)
+    normaliser_KP = logits_KPV.logsumexp(-1)
+    place = {node: index for index, node in enumerate(grown.scored)}
+    found = []
+    for answer in grown.answers:
+        nodes, tokens = [place[node] for node, _ in answer], [token for _, token in answer]
+        found.append((logits_KPV[:, nodes, tokens] - normaliser_KP[:, nodes]).cpu())
+    return found
+
+
+def _most_tokens(model: PreTrainedModel) -> int:
+    """Of a pass, where there is more than one text or branch in it."""
+    is_flex = model.config._attn_implementation == FLEX
+    return 2**31 if is_flex else PAIRS_PER_SIZE * int(model.config.hidden_size)
+
+
+def _costs(model: PreTrainedModel) -> Costs:
+    kind = model.config._attn_implementation
+    num_masks = 0 if kind == FLEX else len(probe_support.windows(model.config))
+    return probe_memory.costs(model.config, model.dtype.itemsize, num_masks=num_masks, is_eager=kind == "eager")

@@ -56,6 +56,7 @@ def test_a_step_at_the_leak_is_all_drop_after_it():
     value_K = [2.0] * 50 + [0.5] * 50
     split = lhat.leak_split(range(100), value_K, leak_position=50)
     assert (split.drop_before, split.drop_after, split.share_near) == (0.0, 1.5, 1.0)
+    assert (split.before, split.drop_at) == (2.0, 1.5)
     assert split.kendall_tau is None  # flat: no variation to order
     assert split.slope == 0.0
 
@@ -73,6 +74,7 @@ def test_a_steady_descent_lies_where_its_tokens_lie():
 def test_a_curve_that_never_leaks_is_all_before_it():
     split = lhat.leak_split([0, 10, 20], [3.0, 2.0, 1.0], leak_position=30)
     assert (split.drop_before, split.drop_after, split.share_near) == (2.0, 0.0, 0.5)
+    assert (split.before, split.drop_at) == (1.0, None)
     assert split.kendall_tau is None
     assert split.slope is None
 
@@ -84,6 +86,7 @@ def test_a_rising_curve_has_no_share():
 def test_a_leak_at_the_first_prefix_leaves_nothing_before_it():
     split = lhat.leak_split(range(4), [1.0, 0.5, 0.5, 0.5], leak_position=0)
     assert (split.drop_before, split.drop_after) == (0.0, 0.5)
+    assert (split.before, split.drop_at) == (None, None)
 
 
 def test_curves_that_are_none_are_refused():

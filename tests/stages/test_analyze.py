@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 import pytest
 
-from raml_ray.config import Config, Step, override
+from raml_ray.config import Config, Step
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.settings import Instrument, PromptConfig
 from raml_ray.stages import analyze, verify
 from raml_ray.stages.context import INSTRUMENT_READS
-from raml_ray.stages.instruments import chosen, lhat
+from raml_ray.stages.instruments import chosen
 from raml_ray.text import prompts
 from tests.stages import contexts
 from tests.stages.test_verify import oracle, verifying
@@ -32,6 +32,7 @@ def test_the_thinking_of_chosen_trajectories_is_probed_to_its_end(cluster: None,
     assert (outcome.counts.rows_in, outcome.counts.rows_out) == (4, 4)
     shards = context.folder / "curves"
     curves = shards.read_table(shards.names()[0]).to_pylist()
+    assert {curve["probe"] for curve in curves} == {"gold", "foil", "shuffled", "foreign", "spliced"}
     for curve in curves:
         assert curve["position"] == list(range(len(curve["lhat"])))
         assert len(curve["position"]) < curve["num_tokens"] + 1
@@ -42,11 +43,6 @@ def test_the_thinking_of_chosen_trajectories_is_probed_to_its_end(cluster: None,
     shards.write_table(shards.names()[0], shards.read_table(shards.names()[0]).slice(1))
     with pytest.raises(RuntimeError, match="1 are lost"):
         analyze.run(context)
-
-
-@pytest.fixture
-def policy(tmp_path: Path) -> chosen.Opened:
-    return chosen.opened(contexts.policy(tmp_path / "policy"), Config())
 
 
 def row(text: str, **changes: Any) -> dict[str, Any]:
@@ -84,24 +80,6 @@ def test_a_forced_beginning_is_in_the_prompt_once() -> None:
     assert whole.count("<think>") == 1
     with pytest.raises(ValueError, match="but the trajectory begins"):
         chosen.token_ids(tokenizer, row("no thinking"), prompt)
-
-
-def curve(policy: chosen.Opened, text: str, **settings: object) -> dict[str, Any]:
-    changes = {f"analyze.{name}": value for name, value in settings.items()}
-    (found,) = lhat.Curves(policy, override(Config(), changes)).of(row(text))
-    return dict(found)
-
-
-def test_positions_end_where_the_setting_says(policy: chosen.Opened) -> None:
-    text = "<think>\n _ 7 9\n</think>\n\n**Final Answer**\n\\boxed{16}"
-    tokens = miniature.build()(text, add_special_tokens=False)["input_ids"]
-    end = tokens.index(miniature.build().convert_tokens_to_ids("</think>")) + 1
-    thinking, whole = curve(policy, text), curve(policy, text, until="")
-    none = curve(policy, text, until="</thought>")
-    assert thinking["position"] == list(range(end + 1))
-    assert whole["position"] == none["position"] == list(range(len(tokens) + 1))
-    assert thinking["lhat"] == pytest.approx(whole["lhat"][: end + 1], abs=1e-4)
-    assert thinking["leak_position"] == whole["leak_position"] > end
 
 
 def test_a_row_that_cannot_be_measured_is_set_aside_alone() -> None:

@@ -179,7 +179,7 @@ def test_the_page_needs_nothing_from_outside_and_is_well_formed(config: Config) 
     out = folder_of(config) / "page"
     figures = report.build(folder_of(config), override(config, {"report.title": "<b>A & B"}), out)
     html = out.read_text("report.html")
-    assert figures["num_figures"] == 3 and html.count("<svg") == 3
+    assert figures["num_figures"] == 4 and html.count("<svg") == 4
     assert "&lt;b&gt;A &amp; B" in html and "<b>A" not in html
     fetched = re.findall(r'(?:src|href)="(?!#)([^"]*)"|url\((?!#)([^)]*)\)|@import', html)
     assert fetched == []
@@ -236,7 +236,9 @@ def test_every_figure_is_kept_as_svg_png_and_the_rows_it_draws(config: Config) -
     out = folder_of(config) / "page"
     report.build(folder_of(config), config, out)
     kept = [
-        f"{name}.{kind}" for name in ("evaluation", "lhat_probed", "training") for kind in ("parquet", "png", "svg")
+        f"{name}.{kind}"
+        for name in ("evaluation", "lhat_controlled_probed", "lhat_probed", "training")
+        for kind in ("parquet", "png", "svg")
     ]
     assert (out / "figures").names() == kept
     assert (out / "figures").read_bytes("training.png")[:4] == b"\x89PNG"
@@ -456,6 +458,37 @@ def test_the_figure_of_lhat_says_which_positions_were_probed(config: Config) -> 
     report.build(folder_of(config), config, page)
     told = "24 of 24 trajectories go on behind the last probed token, which lies at 50 % of their tokens"
     assert told in page.read_text("report.html")
+
+
+def test_lhat_is_shown_beside_its_controls_and_before_the_answer_is_written(config: Config) -> None:
+    analyzed(config, wrong_end=3.25)
+    curves = folder_of(config) / "probed" / "curves"
+    rows = curves.read_table("shard-0.parquet").to_pylist()
+    for row in list(rows):
+        margin = [place / 10 for place in range(11)]
+        rows.append(row | {"probe": "shuffled", "lhat": [4.0] * 11})
+        rows.append(row | {"probe": "spliced", "lhat": [4.0] * 5 + [0.5] * 6, "leak_position": 5})
+        row["foil_margin"] = margin
+    curves.write_table("shard-0.parquet", records.table(rows, records.ANSWER_CURVE))
+    summary = (folder_of(config) / "probed").read_json("summary.json")
+    excess = {"mean": 1.9, "low": 1.8, "high": 2.0}
+    summary["figures"]["groups"]["correct"] |= {"shuffled": {"num": 12, "excess_before_leak": excess}}
+    (folder_of(config) / "probed").write_json("summary.json", summary)
+    page = folder_of(config) / "page"
+    report.build(folder_of(config), config, page)
+    drawn = pq.read_table((page / "figures").file("lhat_controlled_probed.parquet")).to_pylist()
+    lines = {(row["panel"], row["line"], round(row["x"], 2)): row["mean"] for row in drawn}
+    # Ten prefixes before the leak of the correct ones: from 3.0 to 2.1, halfway 2.55; none of the wrong ones holds it.
+    assert lines["correct trajectories", "right answer, this trajectory", 0.5] == pytest.approx(2.55)
+    assert lines["correct trajectories", "right answer, lines shuffled", 1.0] == 4.0
+    assert lines["margin", "correct trajectories", 1.0] == pytest.approx(0.9)
+    assert lines["margin", "wrong trajectories", 1.0] == pytest.approx(1.0)
+    assert lines["around the leak", "right answer, this trajectory", -1] == pytest.approx(2.1)
+    assert lines["around the leak", "right answer, this trajectory", 0] == pytest.approx(0.25)
+    assert lines["around the leak", "the same with the answer spliced in", 0] == 0.5
+    html = page.read_text("report.html")
+    assert re.search(r"lines shuffled: L-hat more than in order[^<]*</th><td[^>]*>1.90<small>\[1.80, 2.00\]", html)
+    assert html.index("lines shuffled: L-hat more") < html.index("as the paper draws it (probed)")
 
 
 def test_one_contradicting_set_refutes_and_one_open_set_leaves_open() -> None:

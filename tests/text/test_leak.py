@@ -24,6 +24,20 @@ from raml_ray.text import leak
         ("Answer: B or A.", "A", 14),  # a word counts as a whole
         ("Answer", "A", None),
         ("x\\frac{1}{2}y", "\\frac{1}{2}", 12),
+        # equal numbers in LaTeX
+        ("so \\dfrac{2}{4} it is", "0.5", 15),
+        ("so 0.5 it is", "\\frac{1}{2}", 6),
+        ("so \\frac34.", "3/4", 10),
+        ("so 1\\frac{1}{2}.", "1.5", 15),
+        ("1{,}100 and 1\\,200", "1100", 7),
+        ("1{,}100 and 1\\,200", "1200", 18),
+        ("2\\times10^3 m", "2000", 11),
+        ("$18 a day", "$18", 3),
+        ("18 a day", "$18", 2),  # a unit is left aside
+        ("1/0 and 7", "7", 9),
+        ("so x^2+ 1 is", "x^2 + 1", 9),  # blanks mean nothing between signs
+        ("red fox", "redfox", None),
+        ("a red\nfox", "red fox", 9),
     ],
 )
 def test_the_leak_is_behind_the_first_equal_number(text: str, answer: str, end: int | None) -> None:

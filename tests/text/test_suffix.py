@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from raml_ray.text.suffix import AnswerSuffix, answer_suffix
+from raml_ray.text.suffix import AnswerSuffix, Branch, answer_suffix, branch, text_of
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +27,20 @@ def test_a_token_across_the_joint_counts_as_the_answers(tokenizer: PreTrainedTok
 def test_an_empty_answer_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="empty answer"):
         answer_suffix(tokenizer, "b{", "")
+
+
+def test_suffixes_that_begin_alike_share_their_beginning() -> None:
+    two = [AnswerSuffix([5, 1, 2], [False, True, True]), AnswerSuffix([5, 1, 3], [False, True, True])]
+    grown = branch(two)
+    assert grown == Branch([0, 5, 1], [-1, 0, 1], [[(1, 1), (2, 2)], [(1, 1), (2, 3)]])
+    assert (grown.depth, grown.scored) == ([0, 1, 2], [1, 2])
+    apart = branch([*two, AnswerSuffix([6, 1], [False, True]), AnswerSuffix([5], [True])])
+    # nothing follows the last token of an answer, so it is no node
+    assert (apart.token_ids, apart.parent) == ([0, 5, 1, 6], [-1, 0, 1, 0])
+    assert apart.answers[2:] == [[(3, 1)], [(0, 5)]]
+
+
+def test_a_suffix_is_named_or_written_out() -> None:
+    assert text_of("boxed") == "\\boxed{"
+    assert text_of("paper") == "\n\n**Final Answer**\n\\boxed{"
+    assert text_of("\n#### ") == "\n#### "

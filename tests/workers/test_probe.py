@@ -1,6 +1,7 @@
 """Branching the answer from a cache gives what one forward pass per prefix gives."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from transformers import (
 
 from raml_ray.settings import EngineConfig
 from raml_ray.text.suffix import AnswerSuffix
-from raml_ray.workers import probe
+from raml_ray.workers import prefix_requests, probe, probe_memory, probe_support
 from raml_ray.workers.engine import Engine
+from raml_ray.workers.probe import Probe
+from raml_ray.workers.probe_support import SUPPORTED
 
 VOCAB_SIZE = 53
 TOKENS = [(7 * index * index + 3) % VOCAB_SIZE for index in range(30)]
@@ -28,48 +31,93 @@ def policy(model_type: str, **changed: object) -> PreTrainedModel:
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
         "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
         "max_position_embeddings": 64,
         "initializer_range": 0.15,
-        "sliding_window": None,
+        "sliding_window": 64 if model_type == "gemma3_text" else None,
     }
     config = AutoConfig.for_model(model_type, **(sizes | changed))
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model.eval()
 
 
-def one_forward_per_prefix(model: PreTrainedModel, first_position: int, suffix: AnswerSuffix) -> np.ndarray:
+def one_forward_per_prefix(
+    model: PreTrainedModel, lengths: Sequence[int], suffix: AnswerSuffix, token_ids: Sequence[int] = TOKENS
+) -> np.ndarray:
     rows = []
-    for length in range(first_position, len(TOKENS) + 1):
-        ids = torch.tensor(TOKENS[:length] + suffix.token_ids)
+    for length in lengths:
+        ids = torch.tensor([*token_ids[:length], *suffix.token_ids])
         with torch.no_grad():
             logprobs = model(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
         rows.append(logprobs[-len(suffix.token_ids) :][torch.tensor(suffix.is_answer)].numpy())
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("model_type", probe.SUPPORTED)
-@pytest.mark.parametrize("positions_per_chunk", [1, 7, 64])
-def test_branches_give_what_one_forward_per_prefix_gives(model_type: str, positions_per_chunk: int) -> None:
+def from_the_tree(
+    model: PreTrainedModel, lengths: Sequence[int], suffix: AnswerSuffix, memory_mib: float = 64
+) -> np.ndarray:
+    ((found,),) = probe.answer_logprobs(model, [Probe(TOKENS, lengths, [suffix])], memory_mib=memory_mib)
+    return found.numpy()
+
+
+@pytest.mark.parametrize("model_type", SUPPORTED)
+@pytest.mark.parametrize("memory_mib", [0.15, 64])
+def test_branches_give_what_one_forward_per_prefix_gives(model_type: str, memory_mib: float) -> None:
     model = policy(model_type)
-    found = probe.answer_logprobs(
-        model, TOKENS, first_position=4, suffix=SUFFIX, positions_per_chunk=positions_per_chunk
-    )
-    expected = one_forward_per_prefix(model, 4, SUFFIX)
+    found = from_the_tree(model, range(4, 31), SUFFIX, memory_mib)
+    expected = one_forward_per_prefix(model, range(4, 31), SUFFIX)
     assert found.shape == (27, 3)  # prefixes of 4 .. 30 tokens
-    assert np.abs(found.numpy() - expected).max() < 1e-5
+    assert np.abs(found - expected).max() < 1e-5
     # Different prefixes do give different values, so the agreement says something
     assert np.ptp(expected, axis=0).min() > 0.5
 
 
-def test_eager_attention_gives_the_same() -> None:
-    model = policy("qwen2", attn_implementation="eager")
-    assert model.config._attn_implementation == "eager"
-    found = probe.answer_logprobs(model, TOKENS, first_position=1, suffix=SUFFIX, positions_per_chunk=8)
-    assert np.abs(found.numpy() - one_forward_per_prefix(model, 1, SUFFIX)).max() < 1e-5
+WINDOWS = {
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
+    "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("model_type", WINDOWS)
+@pytest.mark.parametrize("memory_mib", [0.15, 64])
+def test_a_sliding_window_hides_what_it_hides_in_one_forward_per_prefix(model_type: str, memory_mib: float) -> None:
+    model = policy(model_type, **WINDOWS[model_type])
+    expected = one_forward_per_prefix(model, range(1, 31), SUFFIX)
+    assert np.abs(from_the_tree(model, range(1, 31), SUFFIX, memory_mib) - expected).max() < 1e-5
+    # Two windowed layers reach no further than 15 tokens, so the window is narrower than the text and does something
+    whole = policy(model_type, **(WINDOWS[model_type] | {"sliding_window": 64}))
+    assert np.abs(one_forward_per_prefix(whole, range(20, 31), SUFFIX) - expected[19:]).max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+@pytest.mark.parametrize("changed", [{}, WINDOWS["qwen2"]])
+def test_every_kind_of_attention_gives_the_same(attention: str, changed: dict[str, object]) -> None:
+    model = policy("qwen2", **changed)
+    expected = one_forward_per_prefix(model, range(1, 31), SUFFIX)
+    model.set_attn_implementation(attention)
+    with torch.compiler.set_stance("force_eager"):  # FlexAttention's own formula, without compiling it
+        found = from_the_tree(model, range(1, 31), SUFFIX, 0.5)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("memory_mib", [0.2, 1, 64])
+def test_texts_and_answers_in_one_pack_do_not_see_each_other(memory_mib: float) -> None:
+    model = policy("llama")
+    answers = [AnswerSuffix([50, 51, *tail], [False, False] + [True] * len(tail)) for tail in ([4, 9], [4, 7], [8])]
+    texts = [TOKENS, TOKENS[5:17], TOKENS[:1], TOKENS[::-1]]
+    probes = [Probe(ids, range(1, len(ids) + 1, 1 + index), answers[index:]) for index, ids in enumerate(texts[:3])]
+    probes.append(Probe(texts[3], [2, 3, 29, 30], [SUFFIX]))
+    found = probe.answer_logprobs(model, probes, memory_mib=memory_mib)
+    for one, of_probe in zip(probes, found, strict=True):
+        assert len(of_probe) == len(one.suffixes)
+        for suffix, logprob_KA in zip(one.suffixes, of_probe, strict=True):
+            expected = one_forward_per_prefix(model, one.lengths, suffix, one.token_ids)
+            assert np.abs(logprob_KA.numpy() - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -78,80 +126,109 @@ def test_eager_attention_gives_the_same() -> None:
 )
 def test_an_answer_may_begin_at_the_suffixs_first_token_or_end_before_its_last(suffix: AnswerSuffix) -> None:
     model = policy("llama")
-    found = probe.answer_logprobs(model, TOKENS, first_position=1, suffix=suffix, positions_per_chunk=7)
-    assert np.abs(found.numpy() - one_forward_per_prefix(model, 1, suffix)).max() < 1e-5
-
-
-def test_a_single_token_is_a_prefix_too() -> None:
-    model = policy("qwen2")
-    found = probe.answer_nll(model, TOKENS[:1], first_position=1, suffix=SUFFIX)
-    assert found == pytest.approx(-one_forward_per_prefix(model, 1, SUFFIX)[:1].mean(axis=1), abs=1e-5)
+    expected = one_forward_per_prefix(model, range(1, 31), suffix)
+    assert np.abs(from_the_tree(model, range(1, 31), suffix) - expected).max() < 1e-5
 
 
 def test_the_loss_is_the_mean_over_answer_tokens_only() -> None:
     model = policy("qwen2")
-    found = probe.answer_nll(model, TOKENS, first_position=5, suffix=SUFFIX)
-    assert found == pytest.approx(-one_forward_per_prefix(model, 5, SUFFIX).mean(axis=1), abs=1e-5)
+    ((found,),) = probe.answer_nll(model, [Probe(TOKENS, range(5, 31), [SUFFIX])], memory_mib=64)
+    expected = one_forward_per_prefix(model, range(5, 31), SUFFIX)
+    assert found == pytest.approx(-expected.mean(axis=1), abs=1e-5)
 
 
 def test_a_policy_that_knows_nothing_pays_ln_v_everywhere() -> None:
     model = policy("qwen2", tie_word_embeddings=False)
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
-    found = probe.answer_nll(model, TOKENS, first_position=2, suffix=SUFFIX)
-    assert found.shape == (29,)
+    ((found,),) = probe.answer_nll(model, [Probe(TOKENS, range(2, 31), [SUFFIX])], memory_mib=64)
     assert np.array_equal(found, np.full(29, math.log(VOCAB_SIZE), dtype=np.float32))
 
 
 def test_what_follows_a_prefix_does_not_reach_it() -> None:
     model = policy("llama")
-    changed = TOKENS[:20] + [1] * 10
-    before = probe.answer_nll(model, TOKENS, first_position=1, suffix=SUFFIX)
-    after = probe.answer_nll(model, changed, first_position=1, suffix=SUFFIX)
+    texts = [TOKENS, TOKENS[:20] + [1] * 10]
+    (before,), (after,) = probe.answer_nll(model, [Probe(ids, range(1, 31), [SUFFIX]) for ids in texts], memory_mib=64)
     assert before[:20] == pytest.approx(after[:20], abs=1e-6)
     assert np.abs(before[21:] - after[21:]).min() > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("model_type", "changed", "named"),
-    [
-        ("gpt_neox", {"num_key_value_heads": None}, "gpt_neox"),
-        ("mistral", {"sliding_window": 8}, "mistral with sliding_attention"),
-        (
-            "qwen2",
-            {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
-            "qwen2 with sliding_attention",
-        ),
-    ],
-)
-def test_other_architectures_are_refused_by_name(model_type: str, changed: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        probe.answer_nll(policy(model_type, **changed), TOKENS, first_position=1, suffix=SUFFIX)
+def test_a_smaller_memory_means_more_passes_and_too_little_is_refused_by_name() -> None:
+    model = policy("qwen2")
+    passes: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, given, named: passes.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    counts = {}
+    for memory_mib in (0.15, 0.5, 64):
+        passes.clear()
+        from_the_tree(model, range(1, 31), SUFFIX, memory_mib)
+        # Every token but the last of the text, and five of each of the 30 branches: the prefix's last and four before
+        # the answer's last.
+        assert sum(passes) == 29 + 30 * 5
+        costs = probe_memory.costs(model.config, 4, num_masks=1, is_eager=False)
+        assert all(costs.bytes(size, 0, 0) <= memory_mib * 2**20 for size in passes)
+        counts[memory_mib] = len(passes)
+    assert counts[0.15] > counts[0.5] > counts[64] == 2
+    with pytest.raises(ValueError, match=r"analyze\.probe_memory_mib=0\.01 has no room"):
+        from_the_tree(model, range(1, 31), SUFFIX, 0.01)
+
+
+def test_the_bytes_of_a_pass_by_hand() -> None:
+    costs = probe_memory.costs(policy("qwen2").config, 4, num_masks=1, is_eager=False)
+    # 2 layers of 2 heads, one layer's again, and 4 heads: 10 heads of 16 numbers, key and value, 4 bytes each
+    assert costs.per_key == 10 * 16 * 2 * 4
+    assert costs.per_logits == VOCAB_SIZE * 12
+    assert costs.bytes(5, 20, 3) == 25 * costs.per_key + 5 * costs.per_token + 125 * costs.per_pair + 3 * 53 * 12
+
+
+def test_other_architectures_are_refused_by_name() -> None:
+    model = policy("gpt_neox", num_key_value_heads=None)
+    with pytest.raises(ValueError, match="gpt_neox"):
+        from_the_tree(model, [1], SUFFIX)
 
 
 @pytest.mark.parametrize(
-    ("first_position", "num_tokens", "suffix", "named"),
+    ("lengths", "num_tokens", "suffix", "named"),
     [
-        (0, 30, SUFFIX, "first_position=0"),
-        (31, 30, SUFFIX, "first_position=31"),
-        (1, 60, SUFFIX, "context of 64"),
-        (1, 30, AnswerSuffix([1, 2], [False, False]), "at least one answer token"),
+        ([0, 1], 30, SUFFIX, "prefixes of 0 .. 1 tokens"),
+        ([30, 31], 30, SUFFIX, "prefixes of 30 .. 31 tokens"),
+        ([3, 3], 30, SUFFIX, "must ascend"),
+        ([], 30, SUFFIX, "prefixes of none"),
+        ([60], 60, SUFFIX, "context of 64"),
+        ([1], 30, AnswerSuffix([1, 2], [False, False]), "at least one answer token"),
     ],
 )
 def test_positions_and_suffixes_that_make_no_sense_are_refused(
-    first_position: int, num_tokens: int, suffix: AnswerSuffix, named: str
+    lengths: list[int], num_tokens: int, suffix: AnswerSuffix, named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):
-        probe.answer_nll(policy("qwen2"), (TOKENS * 2)[:num_tokens], first_position=first_position, suffix=suffix)
+        probe.answer_nll(policy("qwen2"), [Probe((TOKENS * 2)[:num_tokens], lengths, [suffix])], memory_mib=64)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changed", [{}, WINDOWS["qwen2"]])
+def test_compiled_block_masks_give_what_one_forward_per_prefix_gives(changed: dict[str, object]) -> None:
+    model = policy("qwen2", head_dim=64, **changed)
+    expected = one_forward_per_prefix(model, range(1, 31), SUFFIX)
+    model.to("cuda")
+    probe_support.use_blocks(model)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = from_the_tree(model, range(1, 31), SUFFIX)
+    assert torch.cuda.max_memory_allocated() - before <= 64 * 2**20
+    assert np.abs(found - expected).max() < 1e-4  # TF32 is off by default; reductions are in another order
 
 
 @pytest.mark.vllm
 def test_the_probe_agrees_with_one_engine_request_per_prefix(tmp_path: Path) -> None:
-    model = policy("qwen2")
+    # the miniature's shape
+    sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "num_key_value_heads": 1}
+    model = policy("qwen2", head_dim=32, intermediate_size=288, **sizes)
     model.save_pretrained(tmp_path)
     engine = Engine(str(tmp_path), EngineConfig(max_model_len=64, kv_cache_gib=0.05, max_num_seqs=16), seed=0)
-    sequences = [TOKENS[:length] + SUFFIX.token_ids for length in range(6, len(TOKENS) + 1)]
-    expected = [-float(logprobs[-3:].mean()) for logprobs in engine.token_logprobs(sequences)]
+    lengths = range(6, len(TOKENS) + 1)
+    expected = prefix_requests.answer_nll(engine, TOKENS, lengths, SUFFIX)
     engine.close()
-    found = probe.answer_nll(model, TOKENS, first_position=6, suffix=SUFFIX, positions_per_chunk=8)
-    assert found == pytest.approx(np.array(expected), abs=1e-5)
+    ((found,),) = probe.answer_nll(model, [Probe(TOKENS, lengths, [SUFFIX])], memory_mib=0.5)
+    assert found == pytest.approx(expected, abs=1e-5)

@@ -1,95 +1,90 @@
-"""L-hat of every token of chosen trajectories.   judged trajectories, policy -> curves/
+"""L-hat along chosen trajectories, with its controls.   judged trajectories, policy -> curves/
 
 For correct trajectories and, with the gold answer just the same, for wrong ones (paper, section 2.2 and Fig. 16).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 from raml_ray import records
 from raml_ray.config import Config
-from raml_ray.formulas import lhat, metrics
 from raml_ray.stages.context import Context, Counts, Outcome
-from raml_ray.stages.instruments import chosen
+from raml_ray.stages.instruments import chosen, lhat_controls, lhat_figures
 from raml_ray.stages.instruments.chosen import Opened, Reject, Row
-from raml_ray.text import leak, suffix
-from raml_ray.workers import probe
+from raml_ray.stages.instruments.lhat_controls import Asked
+from raml_ray.workers import probe, probe_support
 
-PROBE_NAME = "gold"
-NUM_RESAMPLES = 2000
 CURVES = chosen.Table("curves", records.ANSWER_CURVE)
+COLUMNS = pa.schema([*chosen.CHOSEN, ("foreign_text", pa.string()), ("other_answers", pa.list_(pa.string()))])
+"""Beside what was chosen: a trajectory of another question, and right answers of others."""
+MOST_OTHER_ANSWERS = 50
 
 
 def run(context: Context) -> Outcome:
-    rows = chosen.trajectories(context)
-    found = chosen.mapped(context, rows, Curves, CURVES)
-    figures = {
-        "groups": {
-            name: _figures([curve for curve in found.rows if curve["group"] == name], context.config.seed)
-            for name in ("correct", "wrong")
-        }
-    }
+    rows = with_others(chosen.trajectories(context))
+    found = chosen.mapped(context, rows, Curves, CURVES, COLUMNS)
+    figures = lhat_figures.figures(found.rows, context.config.seed)
     return Outcome(Counts(len(rows), len(rows) - found.num_rejected, found.num_rejected), figures)
 
 
+def with_others(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, each with the next one of another question and the same verdict (round about; None if there is none), and
+    with right answers of other questions."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        places[row["verdict"]].append(place)
+    answers = list({row["question_id"]: row["answer"] for row in rows}.values())[:MOST_OTHER_ANSWERS]
+    found = []
+    for place, row in enumerate(rows):
+        same = places[row["verdict"]]
+        later = same.index(place)
+        others = (rows[other] for other in (*same[later + 1 :], *same[:later]))
+        foreign = next((other["text"] for other in others if other["question_id"] != row["question_id"]), None)
+        found.append(row | {"foreign_text": foreign, "other_answers": answers})
+    return found
+
+
 class Curves:
-    """Scores the answer after every prefix of trajectories."""
+    """Scores answers after the prefixes of trajectories, those of a shard together."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
-        self._policy, self._settings, self._prompt = policy, config.analyze, config.prompt
+        self._policy, self._config = policy, config
+        probe_support.use_blocks(policy.model)
 
     def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
-        return chosen.one_by_one(rows, reject, self.of)
-
-    def of(self, row: Row) -> Iterable[Row]:
-        """L-hat after 0 .. n response tokens, n being where `until` ends, or all of the response."""
-        tokenizer, settings = self._policy.tokenizer, self._settings
-        prompt_ids, response_ids = chosen.token_ids(tokenizer, row, self._prompt)
-        last = leak.position_of_text(tokenizer, response_ids, settings.until) if settings.until else None
-        lhat_K = probe.answer_nll(
+        asked: list[tuple[Row, Asked]] = []
+        for row in rows:
+            try:
+                asked += [(row, one) for one in lhat_controls.asked(self._policy, self._config, row)]
+            except ValueError as error:
+                reject(row, error)
+        found = probe.answer_nll(
             self._policy.model,
-            prompt_ids + response_ids[:last],
-            first_position=len(prompt_ids),
-            suffix=suffix.answer_suffix(tokenizer, settings.suffix, row["answer"]),
-            positions_per_chunk=settings.positions_per_chunk,
+            [one.probe for _, one in asked],
+            memory_mib=self._config.analyze.probe_memory_mib,
         )
+        for (row, one), lhat_JK in zip(asked, found, strict=True):
+            yield from _curves(row, one, lhat_JK)
+
+
+def _curves(row: Row, asked: Asked, lhat_JK: Sequence[Any]) -> Iterator[Row]:
+    """The curve of each answer; the gold one's has the mean of its foils' L-hat minus its own."""
+    foils_JK = [lhat_K for name, lhat_K in zip(asked.names, lhat_JK, strict=True) if name == lhat_controls.FOIL]
+    columns = zip(asked.names, asked.answers, asked.leak_positions, lhat_JK, strict=True)
+    for name, answer, leak_position, lhat_K in columns:
+        is_held = name == lhat_controls.GOLD and foils_JK
         yield {
             "trajectory_id": row["trajectory_id"],
-            "probe": PROBE_NAME,
-            "position": list(range(len(lhat_K))),
+            "probe": name,
+            "answer": answer,
+            "position": list(asked.positions),
             "lhat": lhat_K.tolist(),
-            "foil_margin": None,
-            "leak_position": leak.position(tokenizer, response_ids, row["answer"]),
+            "foil_margin": (sum(foils_JK) / len(foils_JK) - lhat_K).tolist() if is_held else None,
+            "leak_position": leak_position,
             "group": row["verdict"],
             "question_id": row["question_id"],
-            "num_tokens": len(response_ids),
+            "num_tokens": asked.num_tokens,
         }
-
-
-def _figures(curves: Sequence[Row], seed: int) -> dict[str, Any]:
-    """Start, end and drop of L-hat, the leak's share of the drop, and the trend before the leak, with intervals."""
-    if not curves:
-        return {"num": 0}
-    raw = [np.asarray(curve["lhat"], dtype=np.float64) for curve in curves]
-    # A leak that was not probed, or that there is none of, lies behind the last position.
-    leaked = [c["leak_position"] is not None and c["leak_position"] <= c["position"][-1] for c in curves]
-    leaks = [c["leak_position"] if is_there else len(c["lhat"]) for c, is_there in zip(curves, leaked, strict=True)]
-    splits = [lhat.leak_split(c["position"], c["lhat"], leak) for c, leak in zip(curves, leaks, strict=True)]
-    columns: dict[str, list[float]] = {
-        "start": [float(values[0]) for values in raw],
-        "end": [float(values[-1]) for values in raw],
-        "drop": [float(values[0] - values[-1]) for values in raw],
-        "share_at_leak": [
-            s.share_near for s, is_there in zip(splits, leaked, strict=True) if s.share_near is not None and is_there
-        ],
-        "tau_before_leak": [s.kendall_tau for s in splits if s.kendall_tau is not None],
-        "slope_before_leak": [s.slope for s in splits if s.slope is not None],
-    }
-    figures: dict[str, Any] = {"num": len(curves), "leaked": sum(leaked)}
-    for name, values in columns.items():
-        drawn = records.seed_of(seed, "analyze", name)
-        interval = metrics.bootstrap_interval(values, num_resamples=NUM_RESAMPLES, seed=drawn) if values else None
-        figures[name] = interval._asdict() if interval else None
-    return figures

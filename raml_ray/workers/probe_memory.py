@@ -1,0 +1,46 @@
+"""How many tokens a pass of the probe may hold, from the policy's sizes and a memory budget."""
+
+from typing import NamedTuple
+
+from transformers import PretrainedConfig
+
+MIB = 2**20
+
+
+class Costs(NamedTuple):
+    """Bytes that a pass holds beside the weights, at its peak: in some layer, or at the output head."""
+
+    per_key: int
+    """Keys and values of every layer, and one layer's again: as they were before this pass's were put behind them, and
+    repeated for the heads that share them."""
+    per_token: int
+    """Hidden states of one layer, attention's and the MLP's."""
+    per_pair: int
+    """Of a token and a key: the mask, while it is made; with eager attention the scores too."""
+    per_logits: int
+    """The vocabulary's logits at one place, as they come, as float32, and once more for their sum."""
+
+    def bytes(self, num_tokens: int, num_cached: int, num_logits: int) -> int:
+        num_keys = num_cached + num_tokens
+        return (
+            self.per_key * num_keys
+            + self.per_token * num_tokens
+            + self.per_pair * num_tokens * num_keys
+            + self.per_logits * num_logits
+        )
+
+
+def costs(config: PretrainedConfig, itemsize: int, *, num_masks: int, is_eager: bool) -> Costs:
+    """Of the architecture with numbers of `itemsize` bytes and so many masks; block masks count as one byte a pair, which
+    making them takes."""
+    sizes = config.to_dict()
+    heads = sizes["num_attention_heads"]
+    kv_heads = sizes.get("num_key_value_heads") or heads
+    head_size = sizes.get("head_dim") or sizes["hidden_size"] // heads
+    state = 2 * head_size * itemsize
+    return Costs(
+        per_key=state * (sizes["num_hidden_layers"] * kv_heads + kv_heads + heads),
+        per_token=itemsize * (6 * sizes["hidden_size"] + 2 * heads * head_size + 3 * sizes["intermediate_size"]),
+        per_pair=num_masks * itemsize + 8 + (heads * (itemsize + 8) if is_eager else 0),
+        per_logits=sizes["vocab_size"] * (itemsize + 8),
+    )
