@@ -31,7 +31,7 @@ LINES = {
     "own": Line("the trajectory's own answer", "#D55E00", "-"),
     "shuffled": Line("right answer, lines shuffled", "#009E73", "--"),
     "foreign": Line("right answer, other question's trajectory", "#8c8c8c", ":"),
-    "spliced": Line("the same with the answer spliced in", "#CC79A7", "-."),
+    "spliced": Line("right answer, spliced into another's trajectory", "#CC79A7", "-."),
 }
 BEFORE = ("gold", "own", "shuffled", "foreign")
 """Probes that are drawn before the leak; `spliced` is `foreign` there."""
@@ -42,6 +42,7 @@ def controlled(step: StepResult, curves: Sequence[Curve]) -> Figure:
     and the few tokens around the place where it is written."""
     canvas = Canvas(figsize=(10.5, 7.6))
     (correct, wrong), (margin, around) = canvas.subplots(2, 2)
+    wrong.sharey(correct)
     rows: list[dict[str, Any]] = []
     for axis, group in ((correct, "correct"), (wrong, "wrong")):
         for probe in BEFORE:
@@ -55,7 +56,7 @@ def controlled(step: StepResult, curves: Sequence[Curve]) -> Figure:
         rows += _mean(margin, "margin", line, [_before_leak(c, c.foil_margin or []) for c in held])
     margin.axhline(0, color="#8c8c8c", linewidth=0.8)
     margin.set_title("Wrong answers of equal length cost more by")
-    margin.set_ylabel("L-hat(foils) - L-hat(right), nats per answer token")
+    margin.set_ylabel("margin of L-hat, nats per answer token")
     rows += _around(around, curves)
     for axis in (correct, wrong, margin):
         axis.set_xlabel("prefix, as a share of those without the answer")

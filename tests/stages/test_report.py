@@ -485,7 +485,7 @@ def test_lhat_is_shown_beside_its_controls_and_before_the_answer_is_written(conf
     assert lines["margin", "wrong trajectories", 1.0] == pytest.approx(1.0)
     assert lines["around the leak", "right answer, this trajectory", -1] == pytest.approx(2.1)
     assert lines["around the leak", "right answer, this trajectory", 0] == pytest.approx(0.25)
-    assert lines["around the leak", "the same with the answer spliced in", 0] == 0.5
+    assert lines["around the leak", "right answer, spliced into another's trajectory", 0] == 0.5
     html = page.read_text("report.html")
     assert re.search(r"lines shuffled: L-hat more than in order[^<]*</th><td[^>]*>1.90<small>\[1.80, 2.00\]", html)
     assert html.index("lines shuffled: L-hat more") < html.index("as the paper draws it (probed)")
