@@ -191,6 +191,36 @@ def test_no_learner_samples_before_the_engines_have_the_version(cluster: None, t
     assert [row["step"] for row in read_metrics(Folder(str(tmp_path / "run" / "grpo")))] == [1, 2, 3, 4]
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_whole_recipe_reaches_pool_and_learners(cluster: None, tmp_path: Path) -> None:
+    recipe = {
+        "grpo__loss": "dapo",
+        "grpo__max_refills": 1,
+        "grpo__overlong_tokens": 0,
+        "grpo__reward": "paper",
+        "grpo__layout": "think",
+        "grpo__selection": "lhat_descent",
+        "grpo__num_updated": 1,
+        "grpo__kl_coefficient": 0.1,
+        "grpo__gradient_variance_every": 2,
+    }
+    grpo.run(learners_and_scripted_engines(tmp_path, grpo__num_steps=2, **recipe))
+    rows = read_metrics(Folder(str(tmp_path / "run" / "grpo")))
+    assert len(rows) == 2
+    for row in rows:
+        # Scripted tokens are no answers, and all alike in that: the two other questions are asked, and nothing is learned.
+        assert (row["grpo/refills"], row["grpo/questions_left_out"], row["grpo/empty_minibatches"]) == (1.0, 4.0, 2.0)
+        assert (row["grpo/accuracy"], row["grpo/well_formed_fraction"], row["grpo/unreadable_fraction"]) == (
+            0.0,
+            0.0,
+            1.0,
+        )
+        assert row["grpo/reward"] == -1.0
+        assert row["grpo/kl"] == 0.0
+    assert ["grpo/gradient_variance" in row for row in rows] == [True, False]
+
+
 def test_settings_that_no_engine_and_learner_could_do_together_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine\.dtype=float16: .* set engine\.dtype"):
         grpo.run(learners_and_scripted_engines(tmp_path, engine__dtype="float16"))
