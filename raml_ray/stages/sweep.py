@@ -1,0 +1,141 @@
+"""A sweep as a run: a preset's steps once for every setting that reaches them, and the trials that they belong to.
+
+A step is copied for those values of the search space that it, or a step that it builds on, can read; all trials that
+agree on these share the copy. So trajectories are generated once for every training set that is drawn from them.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from raml_ray.config import Config, ConfigError, Step, flatten, override, parse_assignments
+from raml_ray.stages.context import READS
+
+GRID = re.compile(r"grid\((.*)\)", re.DOTALL)
+RANGE = re.compile(r"range\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)")
+STEP_NAME_CHARS = re.compile(r"[^a-z0-9]+")
+
+
+class Trial(NamedTuple):
+    """One point of the search space: `Trial("num_trajectories_4_seed_0", {"sft.num_trajectories": 4, "seed": 0}, ...)`."""
+
+    name: str
+    values: dict[str, Any]
+    """Dotted setting -> value."""
+    steps: dict[str, str]
+    """The preset's name of each step -> the name of the copy that is this trial's."""
+
+
+class Sweep(NamedTuple):
+    """A run that holds every copy of every step, and who needs which."""
+
+    config: Config
+    trials: tuple[Trial, ...]
+
+    def shared(self) -> list[str]:
+        """The steps that more than one trial needs, in the order in which they can be run."""
+        users = [name for trial in self.trials for name in set(trial.steps.values())]
+        return [step.name for step in self.config.steps if users.count(step.name) > 1]
+
+    def own(self, trial: Trial) -> list[str]:
+        """The steps that this trial alone needs, in the order in which they can be run."""
+        wanted = set(trial.steps.values()) - set(self.shared())
+        return [step.name for step in self.config.steps if step.name in wanted]
+
+
+def parsed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """`name=value` words as settings, and those of the form `name=grid(1,2,4)` or `name=range(3)` as a search space.
+
+    Raises: ConfigError for a word of neither form, or a search over nothing.
+    """
+    fixed, space = [], {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if found := RANGE.fullmatch(text.strip()):
+            first, last = (0, found[1]) if found[2] is None else (found[1], found[2])
+            space[name] = list(range(int(first), int(last)))
+        elif found := GRID.fullmatch(text.strip()):
+            texts = [part.strip() for part in found[1].split(",") if part.strip()]
+            space[name] = [parse_assignments([f"{name}={part}"])[name] for part in texts]
+        else:
+            fixed.append(word)
+            continue
+        if not space[name]:
+            raise ConfigError(f"{word!r} searches over nothing: give values, for example {name}=grid(1,2,4)")
+    return parse_assignments(fixed), space
+
+
+def expanded(config: Config, space: Mapping[str, Sequence[Any]]) -> Sweep:
+    """The run of all trials of a search space over a preset; its report is the sweep's.
+
+    A setting that a step overrides itself is not varied there; `steps.NAME.SETTING` is varied in that step alone.
+
+    Raises: ConfigError for an unknown setting or a value that does not fit it, and for a setting that no step reads.
+    """
+    if not space:
+        raise ConfigError("a sweep needs a search space: sft.num_trajectories=grid(1,2,4) or ablate.space={...}")
+    space = {name: [_typed(config, name, value) for value in values] for name, values in space.items()}
+    steps = [step for step in config.steps if step.stage != "report"]
+    reach = _reach(steps, list(space))
+    for name in space:
+        if not any(name in names for names in reach.values()):
+            raise ConfigError(f"{name} is varied, but no step of run {config.name!r} reads it: its trials would be alike")
+    copies: dict[str, Step] = {}
+    trials = []
+    for point in itertools.product(*space.values()):
+        values = dict(zip(space, point, strict=True))
+        names: dict[str, str] = {}
+        for step in steps:
+            names[step.name] = _slug(step.name, {name: values[name] for name in space if name in reach[step.name]})
+            copies.setdefault(names[step.name], _copy(step, names, values, reach[step.name]))
+        trials.append(Trial(_slug("", values), values, names))
+    reports = [step for step in config.steps if step.stage == "report"] or [Step(name="report", stage="report")]
+    whole = config.model_copy(update={"steps": ()})
+    merged = Config.model_validate(whole.model_dump() | {"steps": [*copies.values(), *reports[-1:]]})
+    return Sweep(override(merged, {}), tuple(trials))
+
+
+def _typed(config: Config, name: str, value: Any) -> Any:
+    """The value as the setting holds it. Raises: ConfigError if it is none, or does not fit."""
+    changed = override(config, {name: value})
+    if not name.startswith("steps."):
+        return flatten(changed)[name]
+    _, step, inner = name.split(".", 2)
+    return flatten(changed.for_step(step))[inner]
+
+
+def _reach(steps: Sequence[Step], space: Sequence[str]) -> dict[str, list[str]]:
+    """Which varied settings decide each step, by its name: those that it can read, and those that reach its inputs."""
+    reach: dict[str, list[str]] = {}
+    for step in steps:
+        inherited = {name for other in (step.policy, *step.data) if other for name in reach[other]}
+        reach[step.name] = [name for name in space if name in inherited or _reads(step, name)]
+    return reach
+
+
+def _reads(step: Step, name: str) -> bool:
+    if name.startswith("steps."):
+        return name.split(".")[1] == step.name
+    return name.split(".")[0] in READS[step.stage] and name not in step.overrides
+
+
+def _copy(step: Step, names: Mapping[str, str], values: Mapping[str, Any], reach: Sequence[str]) -> Step:
+    """The step under its new name, with what is varied in it, and the copies of what it builds on."""
+    own = {name: values[name] for name in reach if _reads(step, name)}
+    prefix = f"steps.{step.name}."
+    return Step(
+        name=names[step.name],
+        stage=step.stage,
+        policy=names.get(step.policy, ""),
+        data=tuple(names[other] for other in step.data),
+        overrides=dict(step.overrides) | {name.removeprefix(prefix): value for name, value in own.items()},
+    )
+
+
+def _slug(start: str, values: Mapping[str, Any]) -> str:
+    """A name that says which values it stands for: `sft_num_trajectories_4_seed_0`."""
+    parts = [start] if start else []
+    for name, value in values.items():
+        parts += [name.rsplit(".", 1)[-1], STEP_NAME_CHARS.sub("_", str(value).lower()).strip("_")]
+    return "_".join(part for part in parts if part)

@@ -1,0 +1,91 @@
+"""A search space over a preset becomes one run: what a setting does not reach is there once."""
+
+import pytest
+
+from raml_ray import presets
+from raml_ray.config import Config, ConfigError, Step
+from raml_ray.stages import sweep
+
+CHAIN = Config(
+    name="chain",
+    steps=(
+        Step(name="base", stage="base"),
+        Step(name="generate", stage="generate", policy="base"),
+        Step(name="verify", stage="verify", data=("generate",)),
+        Step(name="sft", stage="sft", policy="base", data=("verify",)),
+        Step(name="evaluate", stage="evaluate", policy="sft"),
+        Step(name="report", stage="report"),
+    ),
+)
+
+
+def test_words_are_settings_or_ranges_of_values() -> None:
+    fixed, space = sweep.parsed(["name=x", "sft.num_trajectories=grid(1, 2,4)", "seed=range(3)", "grpo.num_steps=range(2,4)"])
+    assert fixed == {"name": "x"}
+    assert space == {"sft.num_trajectories": ["1", "2", "4"], "seed": [0, 1, 2], "grpo.num_steps": [2, 3]}
+    with pytest.raises(ConfigError, match="searches over nothing"):
+        sweep.parsed(["seed=grid()"])
+
+
+def test_trajectories_are_generated_once_for_all_training_sets_drawn_from_them() -> None:
+    found = sweep.expanded(CHAIN, {"sft.num_trajectories": [1, "4"]})
+    assert [step.name for step in found.config.steps] == [
+        "base",
+        "generate",
+        "verify",
+        "sft_num_trajectories_1",
+        "evaluate_num_trajectories_1",
+        "sft_num_trajectories_4",
+        "evaluate_num_trajectories_4",
+        "report",
+    ]
+    assert found.shared() == ["base", "generate", "verify"]
+    first, second = found.trials
+    assert (second.name, second.values) == ("num_trajectories_4", {"sft.num_trajectories": 4})
+    assert found.own(second) == ["sft_num_trajectories_4", "evaluate_num_trajectories_4"]
+    copied = found.config.step("evaluate_num_trajectories_4")
+    assert (copied.policy, copied.overrides) == ("sft_num_trajectories_4", {})
+    assert found.config.for_step("sft_num_trajectories_4").sft.num_trajectories == 4
+    assert found.config.step("sft_num_trajectories_1").data == ("verify",)
+    assert first.steps["base"] == "base"
+
+
+def test_a_seed_reaches_every_step_that_draws_and_is_shared_by_the_other_settings() -> None:
+    found = sweep.expanded(CHAIN, {"sft.num_trajectories": [1, 2], "seed": [0, 1]})
+    names = [step.name for step in found.config.steps]
+    assert sum(name.startswith("generate") for name in names) == 2
+    assert sum(name.startswith("sft") for name in names) == 4
+    assert found.config.for_step("generate_seed_1").seed == 1
+    assert found.config.step("sft_num_trajectories_2_seed_1").data == ("verify_seed_1",)
+    assert len(found.trials) == 4 and len({trial.name for trial in found.trials}) == 4
+
+
+def test_a_setting_of_one_step_is_varied_there_alone_and_a_steps_own_setting_stays() -> None:
+    own = Step(name="sft", stage="sft", policy="base", data=("verify",), overrides={"sft.max_steps": 7})
+    config = CHAIN.model_copy(update={"steps": (*CHAIN.steps[:3], own, *CHAIN.steps[4:])})
+    found = sweep.expanded(config, {"steps.evaluate.seed": [5, 6]})
+    assert [step.name for step in found.config.steps][3:6] == ["sft", "evaluate_seed_5", "evaluate_seed_6"]
+    assert found.config.for_step("evaluate_seed_6").seed == 6 and found.config.for_step("sft").seed == 0
+    with pytest.raises(ConfigError, match=r"sft\.max_steps is varied, but no step"):
+        sweep.expanded(config, {"sft.max_steps": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"sft.num_trajectory": [1]}, "did you mean 'sft.num_trajectories'"),
+        ({"sft.num_trajectories": [0]}, r"sft\.num_trajectories"),
+        ({"landscape": [1]}, "no setting"),
+        ({}, "search space"),
+    ],
+)
+def test_what_cannot_be_varied_is_refused(space: dict[str, list[object]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sweep.expanded(presets.miniature(), space)
+
+
+def test_the_miniatures_groups_are_updated_on_in_part_and_both_starts_follow() -> None:
+    found = sweep.expanded(presets.miniature(), {"grpo.num_updated": [1, 8]})
+    names = {step.name for step in found.config.steps}
+    assert {"grpo_zero_num_updated_1", "grpo_cold_num_updated_8", "evaluate_grpo_zero_num_updated_8", "evaluate_sft"} <= names
+    assert "evaluate_sft_num_updated_1" not in names
