@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raml_ray import __version__, environment, presets
-from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, flatten
+from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, flatten, override
 from raml_ray.settings import Settings
 
 EPILOG = """\
@@ -35,6 +35,11 @@ def parser() -> argparse.ArgumentParser:
         _add_run(commands.add_parser(name, help=words))
     for stage in STAGES:
         _add_run(commands.add_parser(stage, help=f"only the steps of stage {stage}"))
+    ablate = commands.add_parser(
+        "ablate", help="every combination of settings given as NAME=grid(1,2,4) or NAME=range(3)"
+    )
+    ablate.add_argument("words", nargs="+", metavar="PRESET [name=value] NAME=grid(...)")
+    ablate.add_argument("--dry-run", action="store_true", help="print the trials and their steps, and stop")
     status = commands.add_parser("status", help="how far a run is, from any shell that sees its folder")
     status.add_argument("words", nargs="+", metavar="FOLDER | PRESET [name=value]")
     status.add_argument("--json", action="store_true", help="as JSON")
@@ -97,6 +102,8 @@ def _command(options: argparse.Namespace) -> int:
         return ui.serve(config, options.port)
     if options.command == "status":
         return status(options.words, as_json=options.json, watch=options.watch)
+    if options.command == "ablate":
+        return ablate(options.words, dry_run=options.dry_run)
     config = presets.from_words(options.words)
     if options.command == "show":
         sys.stdout.write((describe(config) if options.describe else dump(config)) + "\n")
@@ -126,6 +133,28 @@ def run(
     desktop = sys.stdout.isatty() and ({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
     if report and desktop and not step:
         webbrowser.open(Path(report.file("report.html")).as_uri())
+    return 0
+
+
+def ablate(words: Sequence[str], *, dry_run: bool) -> int:
+    """Run a sweep over a preset's steps and say where its report is."""
+    from raml_ray.stages import sweep
+
+    fixed, space = sweep.parsed(words[1:])
+    config = override(presets.from_words([words[0]]), fixed)
+    config = override(config, {"ablate.space": dict(config.ablate.space) | space})
+    found = sweep.expanded(config, config.ablate.space)
+    if dry_run:
+        lines = [f"shared: {' '.join(found.shared())}"]
+        lines += [f"{trial.name}: {' '.join(found.own(trial))}" for trial in found.trials]
+        sys.stdout.write("\n".join(lines) + "\n")
+        return 0
+    environment.prepare()
+    from raml_ray.stages import ablate as stage
+
+    folder = stage.run(config)
+    report = next(step.name for step in found.config.steps if step.stage == "report")
+    sys.stdout.write(f"{(folder / report).file('report.html')}\n")
     return 0
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from raml_ray import checks
 from raml_ray.settings import (
+    AblateConfig,
     AnalyzeConfig,
     BaseConfig,
     ClusterConfig,
@@ -85,6 +86,7 @@ class Config(Settings):
     analyze: AnalyzeConfig = AnalyzeConfig()
     lhat: LhatConfig = LhatConfig()
     report: ReportConfig = ReportConfig()
+    ablate: AblateConfig = AblateConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     drill: DrillConfig = DrillConfig()

@@ -1,6 +1,6 @@
 """The settings nodes, one per stage and one per thing that several stages share. Only `config.py` assembles them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -455,6 +455,26 @@ class ReportConfig(Settings):
     """One self-contained page."""
 
     title: str = "RaML"
+
+
+class AblateConfig(Settings):
+    """Ray Tune over any setting of a run's steps (`raml ablate`)."""
+
+    space: dict[str, tuple[Any, ...]] = {}
+    """Dotted setting -> its values; every combination is a trial. On the command line `NAME=grid(1,2,4)`, `NAME=range(3)`."""
+    max_concurrent: int = Field(0, ge=0)
+    """Trials side by side; 0 is as many as the cluster has room for."""
+    scheduler: Literal["none", "asha"] = "none"
+    """`asha` stops the trials whose metric is behind (Li et al. 2018): sound only where the setting does not change what
+    the metric means, so among the training metrics for `grpo/reward` alone."""
+    metric: Literal["grpo/reward"] = "grpo/reward"
+    """What asha compares, the larger the better."""
+    grace_steps: int = Field(10, ge=1)
+    """Training steps (lines of metrics.jsonl) before which asha stops no trial."""
+    most_steps: int = Field(1000, ge=1)
+    """Training steps of the longest trial."""
+    reduction_factor: float = Field(3, gt=1)
+    """Of so many trials asha lets one go on at each of its rungs."""
 
 
 class ClusterConfig(Settings):

@@ -23,7 +23,7 @@ from raml_ray.storage import Folder, absolute, is_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,18 @@ class _Start:
     folder: Folder
     params: Mapping[str, object]
     tags: Mapping[str, str]
+    parent: Folder | None = None
+    """The folder whose run this one lies in; of a step it is the whole run."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPlace:
+    """A trial of a sweep: its run lies in the sweep's, and its steps in the trial's, wherever their folders are."""
+
+    folder: Folder
+    """The trial's own."""
+    values: Mapping[str, object]
+    """Dotted setting -> value: what makes it this trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,8 @@ class Tracker:
     No method raises or waits for a server, except that `close` waits up to its timeout for what is not sent yet.
     """
 
-    def __init__(self, config: Config, run_folder: Folder) -> None:
+    def __init__(self, config: Config, run_folder: Folder, trial: TrialPlace | None = None) -> None:
+        """Of the run in that folder, or of one of its trials."""
         self.status: Status = "FINISHED"  # of the whole run, until a step says otherwise
         self._folder, self._seed = run_folder, str(config.seed)
         self._sender: _Sender | None = None
@@ -107,7 +120,10 @@ class Tracker:
         self._sender = _Sender(uri, config.tracking.experiment, absolute(config.root))
         tags = {"raml.run": f"{config.name}@{fingerprint(config)}", "raml.config": without_secrets(dump(config))}
         tags["raml.seed"] = self._seed
-        self._put(_Start("", run_folder, flatten(config), tags | version_tags()))
+        if trial is None:
+            self._put(_Start("", run_folder, flatten(config), tags | version_tags()))
+        else:
+            self._put(_Start("", trial.folder, dict(trial.values), tags | version_tags(), parent=run_folder))
         self._sender.start()
 
     def start_step(self, name: str, stage: str, params: Mapping[str, object], tags: Mapping[str, str]) -> TrackedStep:
@@ -222,7 +238,9 @@ class _Sender(threading.Thread):
         own = {"raml.folder": identity}
         if command.step and "" in self._live:
             own["mlflow.parentRunId"] = self._live[""].run_id
-        found = client.search_runs([self._experiment_id], f"tags.`raml.folder` = '{identity}'", max_results=1)
+        found = self._run_of(client, command.folder)
+        if command.parent and (whole := self._run_of(client, command.parent)):
+            own["mlflow.parentRunId"] = whole[0].info.run_id
         run = (
             found[0]
             if found
@@ -238,6 +256,11 @@ class _Sender(threading.Thread):
         tags = dict(command.tags) | git_revision()
         client.log_batch(live.run_id, tags=[RunTag(mlflow_name(k), v[:TAG_CHARS]) for k, v in tags.items()])
         self._live[command.step] = live
+
+    def _run_of(self, client: "MlflowClient", folder: Folder) -> "Sequence[Run]":
+        """The run that belongs to a folder, if there is one yet."""
+        wanted = f"tags.`raml.folder` = '{identity_of(folder)}'"
+        return list(client.search_runs([self._experiment_id], wanted, max_results=1))
 
     def _send_metrics(self, client: "MlflowClient", live: _Live) -> None:
         """Send what metrics.jsonl holds and the server does not."""

@@ -3,7 +3,7 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -45,11 +45,19 @@ def run(config: Config, *, only: str | None = None, stage: Stage | None = None, 
     try:
         # Ray sets a handler of its own when it is connected to.
         with cluster.connected(config), stopping.on_sigterm(config.cluster.stop_timeout_s):
-            for step in steps:
-                _run_step(config, step, folder, tracker)
+            run_steps(config, [step.name for step in steps], folder, tracker)
     finally:
         tracker.close()
     return folder
+
+
+def run_steps(config: Config, names: Sequence[str], folder: Folder, tracker: Tracker) -> None:
+    """Run the steps of these names, in this order, on the Ray that is connected; those that are finished stay.
+
+    Raises: as `run`.
+    """
+    for name in names:
+        _run_step(config, config.step(name), folder, tracker)
 
 
 def _chosen(config: Config, only: str | None, stage: Stage | None) -> list[Step]:

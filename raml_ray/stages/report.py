@@ -17,6 +17,7 @@ from raml_ray.stages.report_data import read
 from raml_ray.stages.report_figures import figures, styled
 from raml_ray.stages.report_instruments import shown
 from raml_ray.stages.report_page import Facts, page
+from raml_ray.stages.report_sweep import swept
 from raml_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,9 @@ def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COM
     began = time.monotonic()
     run = read(run_folder, config)
     with styled():
-        drawn, instruments = figures(run), shown(run)
+        drawn, sweep, instruments = figures(run), swept(run, run_folder), shown(run)
     checked = [*claims(run), *(claim for instrument in instruments for claim in instrument.claims)]
-    kept = [*drawn, *(figure for instrument in instruments for figure in instrument.figures)]
+    kept = [*drawn, *(figure for part in (*sweep, *instruments) for figure in part.figures)]
     for figure in kept:
         (out / "figures").write_text(f"{figure.name}.svg", figure.svg)
         with (out / "figures").writing(f"{figure.name}.png") as file:
@@ -55,7 +56,7 @@ def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COM
         command=command,
         seconds=time.monotonic() - began,
     )
-    html = page(run, checked, drawn, instruments, facts)
+    html = page(run, checked, drawn, sweep, instruments, facts)
     out.write_text(PAGE, html)
     logger.info(
         "report: %s, %.0f KiB, %d figures, %d claims", out.file(PAGE), len(html) / 1024, len(kept), len(checked)

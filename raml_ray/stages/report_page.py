@@ -39,17 +39,23 @@ class Facts(NamedTuple):
 
 
 def page(
-    run: Run, claims: Sequence[Claim], figures: Sequence[Figure], instruments: Sequence[Shown], facts: Facts
+    run: Run,
+    claims: Sequence[Claim],
+    figures: Sequence[Figure],
+    sweep: Sequence[Shown],
+    instruments: Sequence[Shown],
+    facts: Facts,
 ) -> str:
     """The whole page as HTML."""
     by_name = {figure.name: figure for figure in figures}
     sections = [
         _head(run, facts),
+        *map(_shown, sweep),
         _what_ran(run, facts),
         _summary(run, claims),
         policies(run, by_name.get("evaluation")),
         section("Training", figure_html(by_name["training"])) if "training" in by_name else "",
-        *(section(one.title, one.tables, *map(figure_html, one.figures)) for one in instruments),
+        *map(_shown, instruments),
         verdicts(run.of_stage("verify")),
         row_counts(run.steps),
         syncs(run),
@@ -62,6 +68,10 @@ def page(
         f'</title>\n<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>\n{style}</style>\n'
         f"</head>\n<body>\n{''.join(sections)}</body>\n</html>\n"
     )
+
+
+def _shown(part: Shown) -> str:
+    return section(part.title, part.tables, *map(figure_html, part.figures))
 
 
 def _head(run: Run, facts: Facts) -> str:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from raml_ray.config import Config, ConfigError, Step, flatten, override, parse_assignments
 from raml_ray.stages.context import READS
 
+SWEEP_FILE = "sweep.json"
+"""In the run's folder: the trials, and which of the run's steps are whose."""
 GRID = re.compile(r"grid\((.*)\)", re.DOTALL)
 RANGE = re.compile(r"range\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)")
 STEP_NAME_CHARS = re.compile(r"[^a-z0-9]+")
@@ -80,7 +82,9 @@ def expanded(config: Config, space: Mapping[str, Sequence[Any]]) -> Sweep:
     reach = _reach(steps, list(space))
     for name in space:
         if not any(name in names for names in reach.values()):
-            raise ConfigError(f"{name} is varied, but no step of run {config.name!r} reads it: its trials would be alike")
+            raise ConfigError(
+                f"{name} is varied, but no step of run {config.name!r} reads it: its trials would be alike"
+            )
     copies: dict[str, Step] = {}
     trials = []
     for point in itertools.product(*space.values()):

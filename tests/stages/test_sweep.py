@@ -20,7 +20,9 @@ CHAIN = Config(
 
 
 def test_words_are_settings_or_ranges_of_values() -> None:
-    fixed, space = sweep.parsed(["name=x", "sft.num_trajectories=grid(1, 2,4)", "seed=range(3)", "grpo.num_steps=range(2,4)"])
+    fixed, space = sweep.parsed(
+        ["name=x", "sft.num_trajectories=grid(1, 2,4)", "seed=range(3)", "grpo.num_steps=range(2,4)"]
+    )
     assert fixed == {"name": "x"}
     assert space == {"sft.num_trajectories": ["1", "2", "4"], "seed": [0, 1, 2], "grpo.num_steps": [2, 3]}
     with pytest.raises(ConfigError, match="searches over nothing"):
@@ -87,5 +89,10 @@ def test_what_cannot_be_varied_is_refused(space: dict[str, list[object]], messag
 def test_the_miniatures_groups_are_updated_on_in_part_and_both_starts_follow() -> None:
     found = sweep.expanded(presets.miniature(), {"grpo.num_updated": [1, 8]})
     names = {step.name for step in found.config.steps}
-    assert {"grpo_zero_num_updated_1", "grpo_cold_num_updated_8", "evaluate_grpo_zero_num_updated_8", "evaluate_sft"} <= names
+    assert {
+        "grpo_zero_num_updated_1",
+        "grpo_cold_num_updated_8",
+        "evaluate_grpo_zero_num_updated_8",
+        "evaluate_sft",
+    } <= names
     assert "evaluate_sft_num_updated_1" not in names

@@ -1,0 +1,193 @@
+"""Ablations: the trials of a sweep under Ray Tune, each its own Ray Train runs.   a preset, a search space -> a run
+
+What several trials share is made first. Then each trial runs the steps that are its alone; a step that is finished is
+never done again, so a sweep that was killed goes on where it stopped, and one that is finished ends at once.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+
+from raml_ray import cluster, environment, storage
+from raml_ray.config import Config, ConfigError, dump, fingerprint, load
+from raml_ray.metrics_file import MetricsTail
+from raml_ray.settings import AblateConfig
+from raml_ray.stages import pipeline, stopping
+from raml_ray.stages.needs import asked as needs_of
+from raml_ray.stages.sweep import SWEEP_FILE, Sweep, Trial, expanded
+from raml_ray.storage import SUMMARY, Folder
+from raml_ray.tracking import Tracker, TrialPlace
+
+logger = logging.getLogger(__name__)
+
+TUNE, TRIALS, RESULT = "tune", "trials", "result.json"
+TRIAL_CPUS = 0.01
+"""Of the process that drives a trial: what it starts asks for CPUs itself, and would otherwise wait for them for ever."""
+POLL_S = 1.0
+STEP = "training_step"
+
+
+def run(config: Config) -> Folder:
+    """Run the sweep `ablate.space` over the steps of the configuration; its report shows every trial.
+
+    Raises: ConfigError if the folder holds another sweep, or nothing of a trial fits the cluster; RuntimeError that
+    names the trials that failed, after all others are done and reported.
+    """
+    sweep = expanded(config, config.ablate.space)
+    folder = storage.run_folder(config.root, config.name)
+    _keep(sweep, folder)
+    tracker = Tracker(sweep.config, folder)
+    try:
+        with cluster.connected(sweep.config), stopping.on_sigterm(config.cluster.stop_timeout_s):
+            pipeline.run_steps(sweep.config, sweep.shared(), folder, tracker)
+            failed = _tuned(sweep, folder)
+            reports = [step.name for step in sweep.config.steps if step.stage == "report"]
+            pipeline.run_steps(sweep.config, reports, folder, tracker)
+    finally:
+        tracker.close()
+    if failed:
+        told = "\n  ".join(f"{name}: {why}" for name, why in failed.items())
+        raise RuntimeError(
+            f"{len(failed)} of {len(sweep.trials)} trials failed; the same command tries them again\n  {told}"
+        )
+    return folder
+
+
+def _keep(sweep: Sweep, folder: Folder) -> None:
+    """Leave the sweep's trials in its folder. Raises: ConfigError if others are there."""
+    trials = [{"name": trial.name, "values": trial.values, "steps": trial.steps} for trial in sweep.trials]
+    written = json.loads(json.dumps({"trials": trials}))
+    if folder.exists(SWEEP_FILE) and (was := folder.read_json(SWEEP_FILE)) != written:
+        names = [[trial["name"] for trial in each["trials"]] for each in (was, written)]
+        raise ConfigError(
+            f"{folder.path} holds a sweep over {', '.join(names[0])}, not over {', '.join(names[1])}: give this one a name"
+            " of its own (name=...)"
+        )
+    folder.write_json(SWEEP_FILE, written)
+
+
+def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
+    """Run every trial; the failed ones, with the last line of what they died of."""
+    settings = sweep.config.ablate
+    trials = {trial.name: trial for trial in sweep.trials if not _is_done(trial, folder)}
+    if not trials:
+        return {}
+    at_once = trials_at_once(sweep)
+    logger.info("%d of %d trials to do, %d at once", len(trials), len(sweep.trials), at_once)
+    payload = {
+        "config": dump(sweep.config),
+        "folder": folder.path,
+        "steps": {name: sweep.own(trial) for name, trial in trials.items()},
+        "values": {name: trial.values for name, trial in trials.items()},
+    }
+    results = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trial, payload=payload), {"CPU": TRIAL_CPUS}),
+        param_space={"trial": tune.grid_search(list(trials))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, scheduler=_scheduler(settings)),
+        run_config=tune.RunConfig(
+            # A name per set of trials that are left: what is finished stands in the steps' folders, nowhere else.
+            name=fingerprint(sorted(trials)),
+            storage_path=folder.file(TUNE),
+            verbose=0,
+        ),
+    ).fit()
+    failed = {}
+    for result in results:
+        name = result.config["trial"]
+        if result.error:
+            failed[name] = str(result.error).strip().splitlines()[-1]
+            logger.warning("trial %s failed: %s", name, failed[name])
+        elif not _is_whole(trials[name], folder):
+            logger.info("trial %s was stopped early", name)
+        status = "failed" if result.error else "finished" if _is_whole(trials[name], folder) else "stopped"
+        (folder / TRIALS / name).write_json(RESULT, {"status": status, "error": failed.get(name)})
+    return failed
+
+
+def _is_done(trial: Trial, folder: Folder) -> bool:
+    """Whether nothing of the trial is left to do: it is whole, or was stopped early."""
+    place = folder / TRIALS / trial.name
+    return _is_whole(trial, folder) or (place.exists(RESULT) and place.read_json(RESULT)["status"] == "stopped")
+
+
+def _is_whole(trial: Trial, folder: Folder) -> bool:
+    return all((folder / name).exists(SUMMARY) for name in trial.steps.values())
+
+
+def _scheduler(settings: AblateConfig) -> tune.schedulers.TrialScheduler | None:
+    if settings.scheduler == "none":
+        return None
+    return tune.schedulers.ASHAScheduler(
+        time_attr=STEP,
+        metric=settings.metric,
+        mode="max",
+        max_t=settings.most_steps,
+        grace_period=settings.grace_steps,
+        reduction_factor=settings.reduction_factor,
+    )
+
+
+def trials_at_once(sweep: Sweep) -> int:
+    """Trials that the cluster has room for side by side, at most ablate.max_concurrent.
+
+    Each starts worker groups that wait until they fit whole: of more trials than there is room for none would get on.
+
+    Raises: ConfigError if not even one fits.
+    """
+    there = ray.cluster_resources()
+    steps = [step for step in sweep.config.steps if step.stage != "report"]
+    needs = [needs_of(sweep.config.for_step(step.name), step.stage) for step in steps]
+    for need in needs:
+        cluster.check_fits(need)
+    rooms = [
+        int(there.get(resource, 0) // most)
+        for index, resource in enumerate(("CPU", "GPU"))
+        if (most := max(sum(entry[index] for entry in need.values()) for need in needs))
+    ]
+    room = min(rooms)
+    return min(room, sweep.config.ablate.max_concurrent or room)
+
+
+def _trial(point: Mapping[str, Any], *, payload: Mapping[str, Any]) -> None:
+    """One trial, in a process of Tune's: its steps in order, their training metrics told to Tune as they come."""
+    environment.prepare()
+    logging.getLogger("raml_ray").setLevel(logging.INFO)
+    config, folder, name = load(payload["config"], "the sweep"), Folder(payload["folder"]), str(point["trial"])
+    steps = payload["steps"][name]
+    error: list[BaseException] = []
+
+    def work() -> None:
+        tracker = Tracker(config, folder, TrialPlace(folder / TRIALS / name, payload["values"][name]))
+        try:
+            pipeline.run_steps(config, steps, folder, tracker)
+        except BaseException as raised:  # whatever it is, the thread that waits raises it
+            error.append(raised)
+        finally:
+            tracker.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    told = 0
+    for row in _rows_while(thread, [folder / step for step in steps]):
+        told += 1
+        tune.report({**row, STEP: told})
+    if error:
+        raise error[0]
+    tune.report({STEP: told + 1, "done_steps": len(steps)})
+
+
+def _rows_while(thread: threading.Thread, folders: Sequence[Folder]) -> Iterator[dict[str, float]]:
+    """What the steps append to their metrics.jsonl, until the thread has ended."""
+    tails = [MetricsTail(folder) for folder in folders]
+    is_last = False
+    while not is_last:
+        thread.join(POLL_S)
+        is_last = not thread.is_alive()
+        for tail in tails:
+            yield from (dict(row) for row in tail.read())
+            tail.advance()

@@ -1,0 +1,64 @@
+"""A real sweep under Ray Tune: shared steps once, a failing trial kept by name, nothing done twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raml_ray.config import Config, ConfigError, Step, override
+from raml_ray.stages import ablate
+from tests.stages import contexts
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def small(root: Path) -> Config:
+    """Scripted trajectories of one policy, evaluated: steps that take seconds."""
+    steps = (
+        Step(name="generate", stage="generate"),
+        Step(name="evaluate", stage="evaluate"),
+        Step(name="report", stage="report"),
+    )
+    return override(
+        Config(name="sweep", root=str(root), steps=steps),
+        contexts.SCRIPTED
+        | {
+            "policy.path": contexts.policy(root / "policy"),
+            "data.path": "miniature:train",
+            "data.limit": 2,
+            "generate.num_samples": 1,
+            "evaluate.sets": {"test": "miniature:in_domain"},
+            "evaluate.limit": 2,
+            "evaluate.num_samples": 2,
+            "evaluate.k": 1,
+            "evaluate.max_tokens": 16,
+            "tracking.enabled": False,
+        },
+    )
+
+
+def test_a_sweep_shares_what_it_can_names_what_failed_and_goes_on(cluster: None, tmp_path: Path) -> None:
+    # A k of 2 samples is fine, one that no engine of this length can prompt is not.
+    config = override(small(tmp_path), {"ablate.space": {"evaluate.k": [1, 2]}})
+    folder = ablate.run(config)
+    trials = folder.read_json("sweep.json")["trials"]
+    assert [trial["values"] for trial in trials] == [{"evaluate.k": 1}, {"evaluate.k": 2}]
+    assert {trial["steps"]["generate"] for trial in trials} == {"generate"}
+    results = {t["name"]: (folder / "trials" / t["name"]).read_json("result.json") for t in trials}
+    assert {result["status"] for result in results.values()} == {"finished"}
+    assert "<h2>Sweep</h2>" in (folder / "report").read_text("report.html")
+    before = {name: Path(folder.file(f"{name}/summary.json")).stat().st_mtime for name in ("generate", "evaluate_k_1")}
+    ablate.run(config)  # finished: nothing is done again
+    assert before == {name: Path(folder.file(f"{name}/summary.json")).stat().st_mtime for name in before}
+    with pytest.raises(ConfigError, match=r"give this one a name"):
+        ablate.run(override(config, {"ablate.space": {"evaluate.k": [1]}}))
+
+
+def test_a_trial_that_fails_is_kept_by_name_and_the_others_are_done(cluster: None, tmp_path: Path) -> None:
+    config = override(small(tmp_path), {"ablate.space": {"engine.max_model_len": [3, 64]}})
+    with pytest.raises(RuntimeError, match=r"1 of 2 trials failed.*\n\s+max_model_len_3: "):
+        ablate.run(config)
+    run = tmp_path / "sweep"
+    assert json.loads((run / "trials" / "max_model_len_3" / "result.json").read_text())["status"] == "failed"
+    assert (run / "evaluate_max_model_len_64" / "summary.json").exists()
+    assert "max_model_len_3 (failed)" in (run / "report" / "report.html").read_text()
