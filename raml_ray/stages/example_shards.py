@@ -75,7 +75,8 @@ class Encoded(NamedTuple):
     sketches: dict[str, np.ndarray]
     """Trajectory -> the sketch of its text (`diversity.sketch`); empty without `with_sketches`."""
     rejected: list[Rejected]
-    """The trajectories that are too long, or whose answer is to be marked and was not found."""
+    """The trajectories that are too long, that hold text which was put there by force (a thinking budget's), or whose answer
+    is to be marked and was not found."""
 
 
 class Index(NamedTuple):
@@ -153,7 +154,7 @@ def _encode(source: Source, pieces: Folder, number: int, encoding: Encoding) -> 
 
     tokenizer = policies.load_tokenizer(encoding.policy_path)
     table = source.folder.read_table(
-        source.name, ["trajectory_id", "question_id", "sample_index", "policy_id", "finish_reason", "text"]
+        source.name, ["trajectory_id", "question_id", "sample_index", "policy_id", "finish_reason", "text", "forced"]
     )
     wanted = table.filter(pc.is_in(table["trajectory_id"], pa.array(list(source.problems), pa.string())))
     found = Encoded(f"encoded-{number:06d}.parquet", {}, {}, [])
@@ -167,7 +168,9 @@ def _encode(source: Source, pieces: Folder, number: int, encoding: Encoding) -> 
                     span = final_answer.final_span(row["text"], pattern=encoding.answer_pattern)
                 example = batches.encode(tokenizer, source.problems[key], row["text"], encoding.prompt, answer=span)
                 reason = ""
-                if len(example) > encoding.max_length:
+                if forced := row["forced"]:
+                    reason = f"forced_text:tokens {forced[0]['start']} to {forced[0]['end']} are not the policy's own"
+                elif len(example) > encoding.max_length:
                     reason = f"too_long:{len(example)} tokens, sft.max_length={encoding.max_length}"
                 elif encoding.with_answers and not any(example.fields.get(batches.ANSWER, ())):
                     reason = f"no_answer:sft.answer_pattern={encoding.answer_pattern!r}"

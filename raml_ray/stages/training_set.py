@@ -42,8 +42,8 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     """Write the step's examples/: the support set of every question, in the student's tokens, shuffled by seed.
 
     A row in is a judged trajectory; filtered are those of other policies, wrong ones, and correct ones beyond the
-    support set; rejected are those that could be chosen if sft.max_length had room for them, or (sft.outer_loss) their
-    answer could be found. A set that is whole stays as it is; after a kill before that it is written anew.
+    support set; rejected are those that could be chosen if sft.max_length had room for them, all their text were the
+    policy's own, or (sft.outer_loss) their answer could be found. A set that is whole stays as it is; after a kill before that it is written anew.
 
     Raises: ConfigError if nothing is left to train on, or sft.policies names one that is not there.
     """

@@ -213,6 +213,25 @@ def test_trajectories_that_are_too_long_cannot_be_chosen_so_that_every_n_has_one
 
 
 @pytest.mark.ray
+def test_what_was_put_into_a_trajectory_by_force_is_not_trained_on(cluster: None, tmp_path: Path) -> None:
+    teacher(tmp_path, "human", ROWS)
+    verdicts(tmp_path, "verify", ("human", ROWS))
+    shards = Folder(str(tmp_path / "human" / "trajectories"))
+    rows = shards.read_table("shard-000000.parquet").to_pylist()
+    rows[0]["forced"] = [{"start": 2, "end": 4}]
+    shards.write_table("shard-000000.parquet", records.table(rows, records.TRAJECTORY))
+    context = student(tmp_path, "verify", sft__num_trajectories=6, sft__pad_to=6)
+    counts, figures = written(context)
+    counts.check()
+    (rejected,) = (context.folder / "rejected").read_table("trajectories.parquet").to_pylist()
+    assert (rejected["row_key"], rejected["reason"]) == (
+        "human-qa-0",
+        "forced_text:tokens 2 to 4 are not the policy's own",
+    )
+    assert figures["rejected_reasons"] == {"forced_text": 1}
+
+
+@pytest.mark.ray
 def test_lengths_are_those_of_the_students_tokens(cluster: None, tmp_path: Path) -> None:
     teacher(tmp_path, "human", ROWS)
     verdicts(tmp_path, "verify", ("human", ROWS))
