@@ -7,12 +7,11 @@ down costs one warning: nothing here waits for the network but `close`, and that
 import logging
 import os
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Full, Queue
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import fsspec
 
@@ -20,14 +19,13 @@ from raml_ray.config import Config, dump, fingerprint, flatten
 from raml_ray.metrics_file import MetricsTail, progress_table
 from raml_ray.provenance import git_revision, identity_of, mlflow_name, tracking_uri, version_tags, without_secrets
 from raml_ray.storage import Folder, absolute, is_url
+from raml_ray.tracking_commands import Finish, Start, Status, TrialPlace
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
 logger = logging.getLogger(__name__)
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 POLL_S = 2.0
 """Time between two looks at metrics.jsonl, seconds."""
@@ -45,38 +43,6 @@ CLIENT_ENVIRONMENT = {
 }
 # What a later attempt may mend; every other error is the request's own fault.
 TRANSIENT = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Begin the run of a step, or of the whole run where `step` is empty."""
-
-    step: str
-    folder: Folder
-    params: Mapping[str, object]
-    tags: Mapping[str, str]
-    parent: Folder | None = None
-    """The folder whose run this one lies in; of a step it is the whole run."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrialPlace:
-    """A trial of a sweep: its run lies in the sweep's, and its steps in the trial's, wherever their folders are."""
-
-    folder: Folder
-    """The trial's own."""
-    values: Mapping[str, object]
-    """Dotted setting -> value: what makes it this trial."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Finish:
-    step: str
-    status: Status
-    figures: Mapping[str, float]
-    artifacts: Sequence[str]
-    milliseconds: int = field(default_factory=lambda: int(time.time() * 1000))
-    """When it ended, since the epoch: sent again, the same figure stays one."""
 
 
 @dataclass(slots=True)
@@ -98,7 +64,7 @@ class TrackedStep:
 
     def finish(self, status: Status, figures: Mapping[str, float], artifacts: Sequence[str]) -> None:
         """End the step's run with its figures (by dotted name) and copies of the files (or folders) given."""
-        self._tracker._put(_Finish(self._name, status, dict(figures), list(artifacts)))
+        self._tracker._put(Finish(self._name, status, dict(figures), list(artifacts)))
         if status != "FINISHED":
             self._tracker.status = status
 
@@ -121,22 +87,22 @@ class Tracker:
         tags = {"raml.run": f"{config.name}@{fingerprint(config)}", "raml.config": without_secrets(dump(config))}
         tags["raml.seed"] = self._seed
         if trial is None:
-            self._put(_Start("", run_folder, flatten(config), tags | version_tags()))
+            self._put(Start("", run_folder, flatten(config), tags | version_tags()))
         else:
-            self._put(_Start("", trial.folder, dict(trial.values), tags | version_tags(), parent=run_folder))
+            self._put(Start("", trial.folder, dict(trial.values), tags | version_tags(), parent=run_folder))
         self._sender.start()
 
     def start_step(self, name: str, stage: str, params: Mapping[str, object], tags: Mapping[str, str]) -> TrackedStep:
         """Begin (or continue) the step's run, and follow the metrics.jsonl of its folder."""
         own = {"raml.step": name, "raml.stage": stage, "raml.seed": self._seed}
-        self._put(_Start(name, self._folder / name, dict(params), own | version_tags() | dict(tags)))
+        self._put(Start(name, self._folder / name, dict(params), own | version_tags() | dict(tags)))
         return TrackedStep(self, name)
 
     def close(self, timeout: float = 20.0) -> None:
         """Send what is left and end the whole run; after `timeout` seconds leave the rest to metrics.jsonl."""
         if self._sender is None:
             return
-        self._put(_Finish("", self.status, {}, []))
+        self._put(Finish("", self.status, {}, []))
         self._sender.closing.set()
         self._sender.join(timeout)
         if self._sender.is_alive():
@@ -144,7 +110,7 @@ class Tracker:
             logger.warning("MLflow did not take everything within %.0f s; metrics.jsonl holds all", timeout)
         self._sender = None
 
-    def _put(self, command: _Start | _Finish) -> None:
+    def _put(self, command: Start | Finish) -> None:
         if self._sender is not None:
             self._sender.put(command)
 
@@ -159,13 +125,13 @@ class _Sender(threading.Thread):
         # Of a database without a server; MLflow's own default is the present directory.
         local = f"{root}/mlflow-artifacts" if is_url(root) else Path(root, "mlflow-artifacts").as_uri()
         self._artifact_root = local if uri.startswith("sqlite:") else None
-        self._commands: Queue[_Start | _Finish] = Queue(QUEUE_SIZE)
+        self._commands: Queue[Start | Finish] = Queue(QUEUE_SIZE)
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._live: dict[str, _Live] = {}
         self._warned = False
 
-    def put(self, command: _Start | _Finish) -> None:
+    def put(self, command: Start | Finish) -> None:
         try:
             self._commands.put_nowait(command)
         except Full:
@@ -176,7 +142,7 @@ class _Sender(threading.Thread):
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        command: _Start | _Finish | None = None
+        command: Start | Finish | None = None
         while True:
             try:
                 command = command or self._commands.get(timeout=0 if self.closing.is_set() else POLL_S)
@@ -208,11 +174,11 @@ class _Sender(threading.Thread):
             where, why = without_secrets(self._uri), without_secrets(cause)[:300]
             logger.warning("MLflow at %s: %s; going on without, metrics.jsonl holds all", where, why)
 
-    def _execute(self, command: _Start | _Finish | None) -> None:
+    def _execute(self, command: Start | Finish | None) -> None:
         client = self._connected()
-        if isinstance(command, _Start):
+        if isinstance(command, Start):
             self._start(client, command)
-        elif isinstance(command, _Finish):
+        elif isinstance(command, Finish):
             self._finish(client, command)
         else:
             for live in self._live.values():
@@ -231,7 +197,7 @@ class _Sender(threading.Thread):
             self._client = client
         return self._client
 
-    def _start(self, client: "MlflowClient", command: _Start) -> None:
+    def _start(self, client: "MlflowClient", command: Start) -> None:
         from mlflow.entities import Param, RunTag
 
         identity = identity_of(command.folder)
@@ -287,7 +253,7 @@ class _Sender(threading.Thread):
             live.sent[name] = {metric.step for metric in history}
         return live.sent[name]
 
-    def _finish(self, client: "MlflowClient", command: _Finish) -> None:
+    def _finish(self, client: "MlflowClient", command: Finish) -> None:
         from mlflow.entities import Metric
 
         live = self._live.get(command.step)

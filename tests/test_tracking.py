@@ -19,6 +19,7 @@ from raml_ray.config import Config, flatten, override
 from raml_ray.metrics_file import METRICS, MetricsFile, read_metrics
 from raml_ray.storage import Folder
 from raml_ray.tracking import Tracker
+from raml_ray.tracking_commands import TrialPlace
 
 CLOSE_S = 90.0
 
@@ -65,6 +66,26 @@ def runs_of(config: Config) -> tuple[MlflowClient, dict[str, Run]]:
     client = MlflowClient(f"sqlite:///{config.root}/mlflow.db")
     experiment = client.get_experiment_by_name("raml")
     return client, {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_the_steps_of_a_trial_lie_in_the_trial_and_the_trial_in_its_sweep(stored: Config) -> None:
+    folder = run_folder(stored)
+    sweep = Tracker(stored, folder)
+    sweep.start_step("base", "base", {}, {}).finish("FINISHED", {}, ())
+    trial = Tracker(stored, folder, TrialPlace(folder / "trials" / "n_4", {"sft.num_trajectories": 4}))
+    # The sweep's own run has to be there before a trial can lie in it: Tune starts trials when shared steps are done.
+    deadline = time.monotonic() + CLOSE_S
+    while "base" not in runs_of(stored)[1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    trial.start_step("sft_n_4", "sft", {}, {}).finish("FINISHED", {}, ())
+    trial.close(timeout=CLOSE_S)
+    sweep.close(timeout=CLOSE_S)
+    runs = runs_of(stored)[1]
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
+    ids = {name: run.info.run_id for name, run in runs.items()}
+    assert parents == {"demo": None, "base": ids["demo"], "n_4": ids["demo"], "sft_n_4": ids["n_4"]}
+    assert runs["n_4"].data.params == {"sft.num_trajectories": "4"}
 
 
 def test_a_step_is_a_child_of_its_run_with_params_tags_metrics_by_step_and_artifacts(

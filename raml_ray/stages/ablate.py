@@ -13,15 +13,16 @@ from typing import Any
 import ray
 from ray import tune
 
-from raml_ray import cluster, environment, storage
+from raml_ray import cluster, stopping, storage
 from raml_ray.config import Config, ConfigError, dump, fingerprint, load
 from raml_ray.metrics_file import MetricsTail
 from raml_ray.settings import AblateConfig
-from raml_ray.stages import pipeline, stopping
+from raml_ray.stages import pipeline
 from raml_ray.stages.needs import asked as needs_of
 from raml_ray.stages.sweep import SWEEP_FILE, Sweep, Trial, expanded
 from raml_ray.storage import SUMMARY, Folder
-from raml_ray.tracking import Tracker, TrialPlace
+from raml_ray.tracking import Tracker
+from raml_ray.tracking_commands import TrialPlace
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,6 @@ def trials_at_once(sweep: Sweep) -> int:
 
 def _trial(point: Mapping[str, Any], *, payload: Mapping[str, Any]) -> None:
     """One trial, in a process of Tune's: its steps in order, their training metrics told to Tune as they come."""
-    environment.prepare()
     logging.getLogger("raml_ray").setLevel(logging.INFO)
     config, folder, name = load(payload["config"], "the sweep"), Folder(payload["folder"]), str(point["trial"])
     steps = payload["steps"][name]

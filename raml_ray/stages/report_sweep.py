@@ -72,7 +72,7 @@ def swept(run: Run, folder: Folder) -> list[Shown]:
         " fall outside."
     )
     header = [*settings, "policy of", "set", "seeds", *(names[metric] for metric in METRICS)]
-    rows = [row(_table_cells(cell), numbers_from=len(settings) + 2) for cell in cells]
+    rows = [row(list(_table_cells(cell)), numbers_from=len(settings) + 2) for cell in cells]
     tables = f'<p class="note">{told}</p>\n' + table(header, rows, len(settings) + 2) + missing
     return [Shown("Sweep", (), tables, (figure,))]
 
