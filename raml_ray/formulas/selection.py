@@ -4,6 +4,7 @@ Every function returns (Q, G) bool, true for at most `num_updated` of a question
 average), for all of them where there are no more. Ties are decided by the order of the trajectories.
 """
 
+import heapq
 import math
 
 import torch
@@ -88,14 +89,15 @@ def by_difficulty(reward_QG: Tensor, valid_QG: Tensor, num_updated: int, seed: i
 
 def _spread(total: int, weights: list[float], most: list[int]) -> list[int]:
     """Whole numbers that add up to `total` or, if they cannot, are `most` wherever the weight is not 0: one after the
-    other goes to whoever has least for its weight."""
+    other goes to whoever has least for its weight (Webster's divisors, which round to the nearest share)."""
     given = [0] * len(weights)
-    for _ in range(total):
-        open_ = [index for index, weight in enumerate(weights) if weight > 0 and given[index] < most[index]]
-        if not open_:
-            break
-        # Webster's divisors: rounds to the nearest share.
-        given[max(open_, key=lambda index: weights[index] / (2 * given[index] + 1))] += 1
+    waiting = [(-weight, index) for index, weight in enumerate(weights) if weight > 0 and most[index] > 0]
+    heapq.heapify(waiting)
+    for _ in range(min(total, sum(most[index] for _, index in waiting))):
+        index = heapq.heappop(waiting)[1]
+        given[index] += 1
+        if given[index] < most[index]:
+            heapq.heappush(waiting, (-weights[index] / (2 * given[index] + 1), index))
     return given
 
 

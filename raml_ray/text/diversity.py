@@ -19,9 +19,18 @@ def sketch(text: str) -> np.ndarray:
     """
     words = _WORD.findall(text)
     hashes = {word: _hash(word) for word in set(words)}
-    first, second = (np.array([hashes.get(word, 0) for word in part], np.uint64) for part in (["", *words[:-1]], words))
-    bigrams = _mixed(first * np.uint64(0x9E3779B97F4A7C15) + second) if words else np.array([], np.uint64)
-    return np.unique(bigrams)[:SKETCH_SIZE]
+    return _bottom(np.array([hashes[word] for word in words], np.uint64))
+
+
+def token_sketch(token_ids: Sequence[int]) -> np.ndarray:
+    """The same of a response's tokens, each a word."""
+    return _bottom(np.array(token_ids, np.uint64) + np.uint64(1))
+
+
+def _bottom(hashes: np.ndarray) -> np.ndarray:
+    """The smallest hashes of what follows each other; the first follows 0, the beginning."""
+    first = np.concatenate([np.zeros(1, np.uint64), hashes])[:-1]
+    return np.unique(_mixed(first * np.uint64(0x9E3779B97F4A7C15) + hashes))[:SKETCH_SIZE]
 
 
 def _hash(word: str) -> int:

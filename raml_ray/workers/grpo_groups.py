@@ -70,7 +70,7 @@ def _spread(groups: Groups, valid_QG: Tensor, num: int) -> Tensor:
     score_QG = torch.full(valid_QG.shape, -torch.inf)
     for group, valid_G, score_G in zip(groups, valid_QG.tolist(), score_QG, strict=True):
         places = [place for place, is_valid in enumerate(valid_G) if is_valid]
-        sketches = [diversity.sketch(" ".join(map(str, group[place].token_ids))) for place in places]
+        sketches = [diversity.token_sketch(group[place].token_ids) for place in places]
         for rank, chosen in enumerate(diversity.farthest(sketches, num)):
             score_G[places[chosen]] = -rank
     return score_QG

@@ -62,3 +62,13 @@ def test_more_different_texts_are_farther() -> None:
     found = [distance(sketch(" ".join(words)), sketch(" ".join(["new"] * cut + words[cut:]))) for cut in (0, 100, 300)]
     assert found[0] == 0
     assert found[0] < found[1] < found[2]
+
+
+def test_tokens_that_follow_each_other_differ_as_words_do() -> None:
+    # Bigrams, the beginning's included: (., 5) (5, 6) (6, 7) and (., 5) (5, 6) (6, 9): two of four are shared.
+    one, other = diversity.token_sketch([5, 6, 7]), diversity.token_sketch([5, 6, 9])
+    assert diversity.distance(one, other) == 0.5
+    assert diversity.distance(one, diversity.token_sketch([5, 6, 7])) == 0.0
+    assert len(diversity.token_sketch([])) == 0
+    # Token 0 is a token like any other.
+    assert diversity.distance(diversity.token_sketch([0, 0]), diversity.token_sketch([0])) == 0.5
