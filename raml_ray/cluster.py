@@ -61,6 +61,37 @@ def check_fits(asked: dict[str, tuple[float, float]]) -> None:
             )
 
 
+def host_bytes(num_workers: int, cpus_per_worker: int) -> int:
+    """Memory that Ray has for one of so many workers, on the node where it has most: as many are put on one node as its
+    CPUs take."""
+    shares = [
+        resources.get("memory", 0) / min(num_workers, max(1, int(resources.get("CPU", 0) // cpus_per_worker)))
+        for resources in (node["Resources"] for node in ray.nodes() if node["Alive"])
+    ]
+    return int(max(shares, default=0))
+
+
+def gpu_bytes(gpus: float, timeout_s: float) -> int:
+    """Memory of a GPU of the cluster, as a process that is given one, or a part of one, finds it.
+
+    Raises: TimeoutError if none came free.
+    """
+    asked = ray.remote(_gpu_bytes).options(num_cpus=0, num_gpus=gpus).remote()
+    try:
+        return int(ray.get(asked, timeout=timeout_s))
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(asked)
+        raise TimeoutError(
+            f"no GPU came free within train.start_timeout_s={timeout_s:g} to ask for its memory"
+        ) from None
+
+
+def _gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
 def check_labels(labels: Mapping[str, str]) -> None:
     """Refuse node labels that no node carries, before any actor waits for one.
 

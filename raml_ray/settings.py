@@ -236,6 +236,9 @@ class TrainConfig(Settings):
     packing: bool = True
     """Sequences stand one behind the other in one row, without padding; false pads them to the longest of a micro-batch."""
     weight_decay: float = Field(0.0, ge=0)
+    memory_gib: float = Field(0, ge=0)
+    """Memory that one worker may take, GiB (of its GPU, or of its node); a pass whose estimate exceeds it is refused before
+    the start. 0 asks the cluster what there is."""
     peak_tflops: float = Field(0, ge=0)
     """Operations that one device can do in train.dtype, 10^12 a second: learner/mfu is measured against it. 0 knows common
     GPUs in bfloat16 by name; for others, and on CPU, learner/mfu is then not logged."""

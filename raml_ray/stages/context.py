@@ -51,6 +51,8 @@ LIMITS = frozenset(
         "train.collective_timeout_s",
         "train.keep_checkpoints",
         "train.max_failures",
+        "train.memory_gib",
+        "train.peak_tflops",
         "train.max_skipped_in_a_row",
         "train.start_timeout_s",
         "verify.max_failed_fraction",

@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from raml_ray import cluster, records
 from raml_ray.config import Config, ConfigError
 from raml_ray.records import Question
-from raml_ray.stages import learners, sources
+from raml_ray.stages import learners, room, sources
 from raml_ray.stages.context import Context, Counts, Outcome, deciding
 from raml_ray.stages.rollout_pool import RolloutPool
 from raml_ray.storage import Folder
@@ -40,6 +40,8 @@ def run(context: Context) -> Outcome:
         }
         | learners.asked(train)
     )
+    num_updated = config.grpo.questions_per_step * config.grpo.num_updated
+    room.check(config, policy_path, room.Longest("engine.max_model_len", config.engine.max_model_len, num_updated))
     group = _engines_place(config)
     try:
         # One that died is started again, without weights: the learners, whose call it took along, go on from their last

@@ -6,7 +6,7 @@ from typing import Any
 
 from raml_ray import cluster
 from raml_ray.config import Config
-from raml_ray.stages import example_shards, example_stream, learners, training_set
+from raml_ray.stages import example_shards, example_stream, learners, room, training_set
 from raml_ray.stages.context import Context, Outcome, deciding
 from raml_ray.storage import Folder
 
@@ -15,6 +15,8 @@ def run(context: Context) -> Outcome:
     policy_path = context.policy_path
     learners.check(context.config.train, context.folder, policy_path)
     cluster.check_fits(learners.asked(context.config.train) | {"Ray Data's own tasks": (1, 0)})
+    sft = context.config.sft
+    room.check(context.config, policy_path, room.Longest("sft.max_length", sft.max_length, sft.batch_size))
     counts, figures = training_set.write(context)
     examples = context.folder / training_set.EXAMPLES
     return Outcome(counts, figures | train_policy(examples, context.folder, policy_path, context.config))
