@@ -167,3 +167,12 @@ def drill(settings: DrillConfig) -> None:
         faults.parse(settings.faults)
     except ValueError as error:
         raise ValueError(f"drill.faults: {error}") from None
+
+
+def learner_probe(train: TrainConfig) -> None:
+    """Who probes while a policy learns says on what, and the other way round."""
+    if bool(train.probe_every) != bool(train.probe_data):
+        raise ValueError(
+            f"train.probe_every={train.probe_every} and train.probe_data={train.probe_data!r} need each other: name the step"
+            " whose judged trajectories are probed (train.probe_data=verify), or set neither"
+        )

@@ -103,6 +103,7 @@ class Config(Settings):
         checks.parallel_sizes(self.engine)
         checks.response_ends(self.generate, self.evaluate, self.engine)
         checks.set_names(self.evaluate)
+        checks.learner_probe(self.train)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
         checks.drill(self.drill)

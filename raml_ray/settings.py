@@ -260,6 +260,17 @@ class TrainConfig(Settings):
     """Restarts of the worker group from its last checkpoint."""
     max_skipped_in_a_row: int = Field(3, ge=1)
     """Optimizer steps left out one after the other, since loss or gradient were not finite, that end the step."""
+    probe_every: int = Field(0, ge=0)
+    """Optimizer steps (SFT) or policy versions (GRPO) between looks at L-hat on fixed trajectories; 0 is off."""
+    probe_data: str = ""
+    """Of probe_every: the step of the run (`verify`) whose judged trajectories those are, of each question the first correct
+    one."""
+    probe_trajectories: int = Field(16, ge=1)
+    """Of probe_every: how many."""
+    probe_suffix: str = "paper"
+    """As analyze.suffix."""
+    probe_until: str = "</think>"
+    """As analyze.until."""
     start_timeout_s: float = Field(120, gt=0)
     """A worker group that is not up by then counts as a controller failure, of which five end the step."""
     collective_timeout_s: float = Field(300, gt=0)

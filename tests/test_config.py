@@ -66,6 +66,7 @@ def test_a_value_that_looks_like_json_is_read_as_json_and_another_as_text() -> N
         ({"generate.stop": ["a", ""]}, "generate.stop=['a', '']: an empty text"),
         ({"grpo.layout": "think"}, "grpo.layout=think has an effect with grpo.reward=paper alone"),
         ({"grpo.correction": "none", "grpo.correction_cap": 3}, "grpo.correction_cap=3.0 has an effect with"),
+        ({"train.probe_every": 5}, "train.probe_every=5 and train.probe_data='' need each other"),
         ({"grpo.kl_estimator": "k2"}, "grpo.kl_estimator=k2 has an effect with grpo.kl_coefficient above 0 alone"),
         ({"grpo.gradient_variance_draws": 9}, "with grpo.gradient_variance_every above 0 alone"),
         ({"grpo.overlong_tokens": 97}, "grpo.overlong_tokens=97 exceeds grpo.max_tokens=96"),

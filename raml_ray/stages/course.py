@@ -53,7 +53,8 @@ class Course:
         if learner.rank == 0:
             self._count_repeated()
             self._metrics = MetricsFile(folder)
-            self._metrics.truncate_after(self.start_step)
+            # Without a checkpoint all is made again, what is told of step 0 included.
+            self._metrics.truncate_after(self.start_step if found else -1)
 
     def _count_repeated(self) -> None:
         """Notes from where this life of the learners goes on, and how many steps of the one before it has to repeat."""

@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from raml_ray import cluster, records
 from raml_ray.config import Config, ConfigError
 from raml_ray.records import Question
-from raml_ray.stages import learners, room, sources
+from raml_ray.stages import learner_probe, learners, room, sources
 from raml_ray.stages.context import Context, Counts, Outcome, deciding
 from raml_ray.stages.rollout_pool import RolloutPool
 from raml_ray.storage import Folder
@@ -31,6 +31,7 @@ def run(context: Context) -> Outcome:
     found.keep(context)
     policy_path = context.policy_path
     questions, too_long = _fitting(found.questions, policy_path, config)
+    probed = learner_probe.examples(context)
     cluster.check_fits(
         {
             f"grpo.num_engines={config.grpo.num_engines} of engine.cpus_per_engine={config.engine.cpus_per_engine}": (
@@ -50,7 +51,7 @@ def run(context: Context) -> Outcome:
             ray.remote(RolloutPool).options(num_cpus=0, max_restarts=-1).remote(config, policy_path, questions, group)
         )
         # Not waited for: learners start while the engines do.
-        arguments = {"pool": pool, "origin": _origin(config, questions)}
+        arguments = {"pool": pool, "origin": _origin(config, questions), "probed": probed}
         figures = learners.run(_worker, arguments, config=config, folder=context.folder, policy_path=policy_path)
         ray.kill(pool)
     finally:
@@ -147,7 +148,9 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
             start_version=course.start_step,
             sample=link.sample,
             publish=link.publish,
-            report=course.report,
+            report=learner_probe.reporting(
+                course.report, learner, arguments["probed"], config.train, course.start_step
+            ),
             save=course.save,
             keep=lambda version, batch, figures: skipped_batches.keep(
                 folder.file(learners.SKIPPED), version, learner.rank, batch, figures

@@ -129,6 +129,12 @@ TRAINING_PANELS = (
     ("sft/loss", "SFT: loss", "nats per token", "optimizer step"),
     ("grpo/reward", "GRPO: reward", "mean reward", "policy version"),
     ("grpo/response_tokens", "GRPO: response length", "tokens", "policy version"),
+    (
+        "probe/lhat_before_leak",
+        "Fixed trajectories: L-hat before the answer",
+        "nats per answer token",
+        "step or version",
+    ),
 )
 
 

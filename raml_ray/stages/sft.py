@@ -1,14 +1,15 @@
 """Supervised fine-tuning with Ray Train.   trajectories, verdicts -> examples/, policy/, metrics.jsonl, checkpoints/"""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raml_ray import cluster
 from raml_ray.config import Config
-from raml_ray.stages import example_shards, example_stream, learners, room, training_set
+from raml_ray.stages import example_shards, example_stream, learner_probe, learners, room, training_set
 from raml_ray.stages.context import Context, Outcome, deciding
 from raml_ray.storage import Folder
+from raml_ray.text.batches import Example
 
 
 def run(context: Context) -> Outcome:
@@ -18,11 +19,13 @@ def run(context: Context) -> Outcome:
     sft = context.config.sft
     room.check(context.config, policy_path, room.Longest("sft.max_length", sft.max_length, sft.batch_size))
     counts, figures = training_set.write(context)
-    examples = context.folder / training_set.EXAMPLES
-    return Outcome(counts, figures | train_policy(examples, context.folder, policy_path, context.config))
+    examples, probed = context.folder / training_set.EXAMPLES, learner_probe.examples(context)
+    return Outcome(counts, figures | train_policy(examples, context.folder, policy_path, context.config, probed))
 
 
-def train_policy(examples: Folder, folder: Folder, policy_path: str, config: Config) -> dict[str, float]:
+def train_policy(
+    examples: Folder, folder: Folder, policy_path: str, config: Config, probed: Sequence[Example] = ()
+) -> dict[str, float]:
     """Fine-tune the policy on a training set (`example_shards`), leave it in `folder`/policy and return its figures.
 
     Run again after a kill, it goes on from the last checkpoint in `folder`.
@@ -33,6 +36,7 @@ def train_policy(examples: Folder, folder: Folder, policy_path: str, config: Con
     examples_id = hashlib.sha256(index.lengths.tobytes()).hexdigest()[:16]
     arguments = {
         "examples": examples.path,
+        "probed": probed,
         "origin": {"settings": deciding(config, "sft"), "examples": examples_id},
     }
     return learners.run(_worker, arguments, config=config, folder=folder, policy_path=policy_path)
@@ -59,7 +63,9 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
             config.train,
             seed=config.seed,
             start_step=course.start_step,
-            report=course.report,
+            report=learner_probe.reporting(
+                course.report, learner, arguments["probed"], config.train, course.start_step
+            ),
             save=course.save,
             keep=lambda step, batch, figures: skipped_batches.keep(
                 folder.file(learners.SKIPPED), step, learner.rank, batch, figures

@@ -11,7 +11,7 @@ from raml_ray import records
 from raml_ray.config import Config, Step
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.settings import Instrument, PromptConfig
-from raml_ray.stages import analyze, verify
+from raml_ray.stages import analyze, learner_probe, verify
 from raml_ray.stages.context import INSTRUMENT_READS
 from raml_ray.stages.instruments import chosen
 from raml_ray.text import prompts
@@ -41,6 +41,10 @@ def test_the_thinking_of_chosen_trajectories_is_probed_to_its_end(cluster: None,
     assert outcome.figures["groups"]["wrong"] == {"num": 0}
     again = analyze.run(context)
     assert again == outcome
+    # Learners can be given the same trajectories to look at: three places of each.
+    probing = {"train__probe_every": 2, "train__probe_data": "verify", "train__probe_trajectories": 2}
+    learning = contexts.context(root, Step(name="sft", stage="sft", data=("verify",)), **probing)
+    assert len(learner_probe.examples(learning)) == 6
     rest = [curve for curve in curves if curve["trajectory_id"] != curves[0]["trajectory_id"]]
     shards.write_table(shards.names()[0], records.table(rest, records.ANSWER_CURVE))
     with pytest.raises(RuntimeError, match="1 are lost"):

@@ -1,0 +1,73 @@
+"""L-hat of fixed trajectories while a policy learns, at three places each: their start, the last prefix before the answer is
+written, and their end. Any learner can score them: they are sequences like those that it trains on.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from raml_ray.settings import TrainConfig
+from raml_ray.text import leak
+from raml_ray.text.batches import Example, batches, micro_batches
+from raml_ray.text.suffix import answer_suffix
+from raml_ray.workers.sharding import Sharded
+
+START, BEFORE_LEAK, END = "probe/lhat_start", "probe/lhat_before_leak", "probe/lhat_end"
+PLACES = (START, BEFORE_LEAK, END)
+
+
+def examples(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[int],
+    response_ids: list[int],
+    answer: str,
+    *,
+    suffix: str,
+    until: str,
+) -> list[Example]:
+    """The trajectory's prefixes, each followed by suffix and answer: the answer is the response, and its tokens' weights in
+    the mean are a field named after the place. Without a prefix before the leak that place is left out."""
+    end = leak.position_of_text(tokenizer, response_ids, until) if until else None
+    last = len(response_ids) if end is None else end
+    written = leak.position(tokenizer, response_ids, answer)
+    before = last if written is None or written > last else written - 1
+    asked = answer_suffix(tokenizer, suffix, answer)
+    size = asked.num_answer_tokens
+    header, answer_ids = asked.token_ids[:-size], asked.token_ids[-size:]
+    lengths = {START: 0, BEFORE_LEAK: before, END: last}
+    return [
+        Example(
+            [*prompt_ids, *response_ids[:length], *header],
+            answer_ids,
+            {name: [1 / size if name == place else 0.0] * size for name in PLACES},
+        )
+        for place, length in lengths.items()
+        if length >= 0
+    ]
+
+
+class FixedProbe:
+    """Looks at the same examples again and again, each rank at its share of them."""
+
+    def __init__(self, policy: Sharded, examples: Sequence[Example], limits: TrainConfig) -> None:
+        self._policy, self._limits = policy, limits
+        self._mine = list(examples[policy.rank :: policy.world_size])
+        self._counts = {place: sum(example.fields[place][0] > 0 for example in examples) for place in PLACES}
+
+    def __call__(self) -> Mapping[str, float]:
+        """Mean L-hat at each place, nats per answer token, and the seconds that it took. A collective."""
+        began = time.perf_counter()
+        budget, packing = self._limits.max_tokens_per_micro_batch, self._limits.packing
+        num_passes = int(self._policy.largest(len(micro_batches(self._mine, budget, packing=packing))))
+        totals = dict.fromkeys(PLACES, 0.0)
+        self._policy.train(False)
+        with torch.no_grad():
+            for batch in batches(self._mine, budget, num_passes, packing=packing):
+                logprob_BT = self._policy.token_logprobs(batch).cpu()
+                for place, weight_BT in batch.fields.items():
+                    totals[place] -= float((logprob_BT * weight_BT).sum())
+        self._policy.train()
+        found = {place: self._policy.total(totals[place]) / count for place, count in self._counts.items() if count}
+        return found | {"time/probe_s": time.perf_counter() - began}
