@@ -65,7 +65,7 @@ def test_what_a_layer_keeps_is_what_autograd_saves(dtype: torch.dtype) -> None:
             num_key_value_heads=2, max_position_embeddings=256,
         )  # fmt: skip
         model = Qwen2ForCausalLM(config).to(dtype)
-        attention.use_packed(model, torch.device("cpu"), dtype)
+        model.set_attn_implementation(attention.PACKED)
         batch = collate([Example([1], [2] * 99)] * 2, packing=True)
         kept.append(_saved(model, batch.input_ids_BT, batch.position_ids_BT) / 200)
     made = architecture.of(config.to_dict())

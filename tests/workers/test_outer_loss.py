@@ -132,7 +132,7 @@ def test_no_gradient_reaches_the_trajectory_s_embeddings_when_detached_and_some_
     for name, settings in ANSWERS.items():
         model = tiny.model()
         if packing:
-            sharding.attention.use_packed(model, torch.device("cpu"), torch.float32)
+            model.set_attn_implementation(sharding.attention.PACKED)
         embedded: list[torch.Tensor] = []
         model.get_input_embeddings().register_forward_hook(lambda m, i, out, kept=embedded: kept.append(out))
         batch = sft_loop.outer(collate([ONE], packing=packing), settings)
