@@ -3,7 +3,7 @@
 What is counted, per device; s bytes of the dtype that is computed in, R ranks, P parameters, of which P' are trained:
 
     weights      4 P / R, and the units that are whole at a time in s: the embeddings and two layers. DeepSpeed: 4 P' / R of
-                 its own, beside the weights in s, which stages 1 and 2 keep whole
+                 its own, beside the weights in s, which stages 1 and 2 keep whole. Twice, with a reference policy
     gradients    4 P', since ranks add them up once a step, and 4 P' / R then; ZeRO-2 and 3 only the latter
     moments      8 P' / R
     activations  per token and layer 2 D (4 + 2 s) in norms, 3 W s + 2 K s around attention, 4 I s in the MLP, all kept until
@@ -38,6 +38,8 @@ class Split(NamedTuple):
     """Layers are computed again in the backward pass."""
     adapters: int = 0
     """Parameters of adapters; the others are frozen then."""
+    reference: bool = False
+    """A second policy lies beside it, which is not trained."""
 
 
 class Memory(NamedTuple):
@@ -84,7 +86,7 @@ def _state(made: Architecture, split: Split, total: int, trained: int) -> tuple[
         weights += size * (made.embedding_parameters + 2 * made.layer_parameters)
     shard = 0 if moved else 4 * trained // ranks
     gradients = shard if split.stage in (2, 3) else 4 * trained + (shard if ranks > 1 else 0)
-    return weights, gradients, 0 if split.offload else 8 * trained // ranks
+    return weights * (2 if split.reference else 1), gradients, 0 if split.offload else 8 * trained // ranks
 
 
 def _bytes_per_token(made: Architecture, split: Split) -> int:

@@ -42,7 +42,8 @@ def run(context: Context) -> Outcome:
         | learners.asked(train)
     )
     num_updated = config.grpo.questions_per_step * config.grpo.num_updated
-    room.check(config, policy_path, room.Longest("engine.max_model_len", config.engine.max_model_len, num_updated))
+    longest = room.Longest("engine.max_model_len", config.engine.max_model_len, num_updated)
+    room.check(config, policy_path, longest, reference=config.grpo.kl_coefficient > 0)
     group = _engines_place(config)
     try:
         # One that died is started again, without weights: the learners, whose call it took along, go on from their last

@@ -22,8 +22,8 @@ class Longest(NamedTuple):
     """Of one optimizer step, over all ranks."""
 
 
-def check(config: Config, policy_path: str, longest: Longest) -> None:
-    """Refuse what one worker has no memory for, by the estimate of `formulas.memory`.
+def check(config: Config, policy_path: str, longest: Longest, *, reference: bool = False) -> None:
+    """Refuse what one worker has no memory for, by the estimate of `formulas.memory`, with or without a `reference`.
 
     Raises: ConfigError that says what it would take, what there is, and the longest that fits.
     """
@@ -32,7 +32,8 @@ def check(config: Config, policy_path: str, longest: Longest) -> None:
     if made is None:
         logger.warning("the memory of %s's learners is not estimated: its shapes are not known", policy_path)
         return
-    split, on_host, num_tokens = split_of(train, made), not train.gpus_per_worker, tokens_of_a_pass(train, longest)
+    split = split_of(train, made)._replace(reference=reference)
+    on_host, num_tokens = not train.gpus_per_worker, tokens_of_a_pass(train, longest)
     asked = memory.estimate(made, split, num_tokens, on_host=on_host)
     there, where = (round(train.memory_gib * memory.GIB), "train.memory_gib") if train.memory_gib else _there(train)
     logger.info("a learner takes about %s of the %.3g GiB of %s", asked, there / memory.GIB, where)

@@ -25,6 +25,7 @@ def test_weights_gradients_and_moments_are_counted_by_hand() -> None:
     assert state(Split(2, 2)) == (120 + 196, 240 + 120, 240)
     # Adapters alone are trained: 12 parameters beside 60 frozen ones.
     assert state(Split(1, 4, adapters=12)) == (4 * 72 + 392, 48, 96)
+    assert state(Split(1, 4, reference=True)) == (2 * (240 + 392), 240, 480)
     # Elsewhere are weights, halved gradients and moments.
     assert state(Split(2, 2, offload=True)) == (196, 240, 0)
 
