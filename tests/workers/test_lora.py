@@ -8,12 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from raml_ray.miniature import tokenizer as miniature
-from raml_ray.settings import EngineConfig, SftConfig, TrainConfig
+from raml_ray.records import Verdict
+from raml_ray.settings import EngineConfig, GrpoConfig, SftConfig, TrainConfig
 from raml_ray.stages import learners
 from raml_ray.storage import Folder
 from raml_ray.text.batches import Example, collate
-from raml_ray.workers import checkpoints, lora, policy, sft_loop, sft_plan, sharding, weights
+from raml_ray.workers import checkpoints, grpo_loop, lora, policy, sft_loop, sft_plan, sharding, weights
 from raml_ray.workers.engine import Engine
+from raml_ray.workers.rollouts import Rollout
 from tests.workers import ranks, tiny
 
 LIMITS = TrainConfig(lora_rank=4, lora_alpha=8, max_tokens_per_micro_batch=60, checkpoint_every=2)
@@ -128,6 +130,31 @@ def fresh(seed: int = 11) -> sharding.Sharded:
 def on_a_rank() -> tuple[list[float], dict[str, torch.Tensor]]:
     learner = fresh()
     return trained(learner), learner.full_state()
+
+
+def test_grpo_moves_the_adapters_and_publishes_the_merged_policy() -> None:
+    settings = GrpoConfig(num_steps=1, questions_per_step=1, num_trajectories=2, num_updated=2, num_minibatches=1)
+    answers = {Verdict.CORRECT: [5, 6], Verdict.WRONG: [7, 8, 9]}
+    group = [Rollout("q", [1, 2], ids, [-1.0] * len(ids), "stop", 0, verdict) for verdict, ids in answers.items()]
+    published: list[dict[str, torch.Tensor]] = []
+
+    with ranks.alone():
+        learner = fresh()
+
+        def publish(version: int) -> Mapping[str, float]:
+            published.append(learner.full_state())
+            return {}
+
+        grpo_loop.train(
+            learner, settings, LIMITS, seed=0, start_version=0, sample=lambda version: ([group], {}), publish=publish,
+            report=lambda version, metrics: None, save=lambda version: None,
+        )  # fmt: skip
+    first, second = published
+    base = dict(tiny.model().named_parameters())
+    assert all(torch.equal(tensor, base[name]) for name, tensor in first.items())
+    assert {name for name in first if not torch.equal(first[name], second[name])} == {
+        name for name in base if name.endswith("_proj.weight")
+    }
 
 
 def test_targets_are_linear_layers_of_the_policy() -> None:
