@@ -22,7 +22,7 @@ lint: setup     ## format, lint and type checks
 	.venv/bin/mypy
 
 test: lint      ## all tests that need no GPU and kill nothing at random
-	.venv/bin/python -m pytest -m "not gpu and not faults"
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not gpu and not faults"
 
 test-faults: setup ## engines, nodes and drivers killed at random moments: nothing is lost (minutes)
 	.venv/bin/python -m pytest -s tests/faults
