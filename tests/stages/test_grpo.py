@@ -224,8 +224,8 @@ def test_a_whole_recipe_reaches_pool_and_learners(cluster: None, tmp_path: Path)
 def test_settings_that_no_engine_and_learner_could_do_together_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine\.dtype=float16: .* set engine\.dtype"):
         grpo.run(learners_and_scripted_engines(tmp_path, engine__dtype="float16"))
-    impatient = learners_and_scripted_engines(tmp_path, grpo__sample_timeout_s=900)
-    with pytest.raises(ConfigError, match=r"grpo\.sample_timeout_s=900 .*engine\.request_timeout_s=600"):
+    impatient = learners_and_scripted_engines(tmp_path, grpo__sample_timeout_s=600)
+    with pytest.raises(ConfigError, match=r"grpo\.sample_timeout_s=600 .*engine\.stall_timeout_s=300"):
         grpo.run(impatient)
     grpo.check(Config())
 
