@@ -68,7 +68,8 @@ class PolicyEngine:
                 self._engine.cut()
             self._engine.transfer(step, information, version)
 
-        await self._between_steps(transfer, steps_after=step not in ("start_weight_update", "update_weights"))
+        held = {"start_weight_update": True, "finish_weight_update": False}
+        await self._between_steps(transfer, holds=held.get(step))
 
     async def token_logprobs(self, sequences: list[list[int]]) -> list[np.ndarray]:
         return await self._between_steps(lambda: self._engine.token_logprobs(sequences))
@@ -82,5 +83,5 @@ class PolicyEngine:
 
         return await self._between_steps(outputs)
 
-    async def _between_steps(self, function: Callable[[], Found], *, steps_after: bool = True) -> Found:
-        return await asyncio.wrap_future(self._loop.call(function, steps_after=steps_after))
+    async def _between_steps(self, function: Callable[[], Found], *, holds: bool | None = None) -> Found:
+        return await asyncio.wrap_future(self._loop.call(function, holds=holds))

@@ -32,8 +32,8 @@ class Called(NamedTuple):
     """Something to be done with the engine between two steps."""
 
     function: Callable[[], Any]
-    steps_after: bool
-    """Whether the engine may go on with its requests then, or has to wait for the next call."""
+    holds: bool | None
+    """Whether requests have to wait from then on; None leaves that as it is."""
     answer: Future[Any]
 
 
@@ -55,7 +55,7 @@ class EngineLoop:
         self._arrived: list[Asked] = []
         self._called: list[Called] = []
         self._is_held = False
-        """Requests under way wait for the next call."""
+        """Requests wait, until a call lets them go on."""
         self._inside: dict[int, Future[Completion | Failure]] = {}
         self._next_number = 0
         self._busy_since: float | None = None
@@ -87,12 +87,14 @@ class EngineLoop:
         answer.set_exception(EngineFailure(reason))
         return answer
 
-    def call(self, function: Callable[[], Found], *, steps_after: bool = True) -> Future[Found]:
+    def call(self, function: Callable[[], Found], *, holds: bool | None = None) -> Future[Found]:
         """Has the function called in the engine's own thread, before its next step; calls are made in their order.
+
+        With `holds` no request goes on, or enters, until a call that says False; calls are made all the same.
 
         What it raises fails the engine. The future's exception is EngineFailure then, as it is for every request.
         """
-        called = Called(function, steps_after, Future())
+        called = Called(function, holds, Future())
         called.answer.set_running_or_notify_cancel()  # nobody can cancel it from now on
         with self._changed:
             if self._ended is None:
@@ -152,7 +154,7 @@ class EngineLoop:
             found = called.function()
             with self._changed:
                 self._busy_since = time.monotonic()
-                self._is_held = not called.steps_after
+                self._is_held = self._is_held if called.holds is None else called.holds
                 is_waited_for = bool(self._called)
                 self._called = self._called[1:]
             if is_waited_for:

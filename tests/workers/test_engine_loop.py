@@ -101,11 +101,14 @@ def test_a_call_is_made_between_steps_and_can_hold_requests_until_the_next(tmp_p
     long = Sampling(1.0, 1.0, -1, max_tokens=30)
     running = loop.submit(Request([1], 1), long)
     time.sleep(0.03)
-    assert loop.call(lambda: engine.load_weights(sent, 4), steps_after=False).result(DEADLINE_S)
+    assert loop.call(lambda: engine.load_weights(sent, 4), holds=True).result(DEADLINE_S)
     steps = engine._num_steps
     time.sleep(0.05)
     assert engine._num_steps == steps and not running.done()
     assert loop.call(lambda: threading.current_thread().name).result(DEADLINE_S) == "engine loop"
+    time.sleep(0.05)
+    assert engine._num_steps == steps
+    loop.call(lambda: None, holds=False)
     reply = running.result(DEADLINE_S)
     assert isinstance(reply, Completion)
     assert [(span.version, span.end) for span in reply.weight_versions] == [(0, steps), (4, 30)]
@@ -135,7 +138,7 @@ def test_a_call_that_raises_or_hangs_fails_the_engine(tmp_path: Path, opened: Op
     over.set()
     # Held, and never let go: who holds it has died.
     held = engine_loop(reasons)
-    held.call(lambda: None, steps_after=False).result(DEADLINE_S)
+    held.call(lambda: None, holds=True).result(DEADLINE_S)
     with pytest.raises(EngineFailure, match="stall_timeout_s"):
         held.submit(Request([1], 1), SAMPLING).result(DEADLINE_S)
     assert len(reasons) == 3
