@@ -51,7 +51,7 @@ def run(context: Context) -> Outcome:
         pool = (
             ray.remote(RolloutPool).options(num_cpus=0, max_restarts=-1).remote(config, policy_path, questions, group)
         )
-        # Not waited for: learners start while the engines do.
+        pool.ready.remote()  # not waited for: learners start while the engines do
         arguments = {"pool": pool, "origin": _origin(config, questions), "probed": probed}
         figures = learners.run(_worker, arguments, config=config, folder=context.folder, policy_path=policy_path)
         ray.kill(pool)
