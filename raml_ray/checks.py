@@ -176,3 +176,27 @@ def learner_probe(train: TrainConfig) -> None:
             f"train.probe_every={train.probe_every} and train.probe_data={train.probe_data!r} need each other: name the step"
             " whose judged trajectories are probed (train.probe_data=verify), or set neither"
         )
+
+
+def asynchrony(grpo: GrpoConfig) -> None:
+    """Nothing is under way when new weights come to a synchronous run."""
+    if not grpo.max_staleness and grpo.partial_rollouts != "wait":
+        raise ValueError(
+            f"grpo.partial_rollouts={grpo.partial_rollouts} has no effect with grpo.max_staleness=0, where nothing is"
+            " under way when new weights come: set grpo.max_staleness=1 or more, or leave it at wait"
+        )
+
+
+def weight_sync(grpo: GrpoConfig, engine: EngineConfig, train: TrainConfig) -> None:
+    """NCCL knows GPUs alone, and no two of its ranks share one."""
+    if grpo.weight_sync == "nccl":
+        for name, is_so, remedy in (
+            (f"engine.kind={engine.kind}", engine.kind == "vllm", "engine.kind=vllm"),
+            (f"engine.gpus_per_engine={engine.gpus_per_engine:g}", engine.gpus_per_engine >= 1, "1 or more"),
+            (f"train.gpus_per_worker={train.gpus_per_worker:g}", train.gpus_per_worker >= 1, "1"),
+        ):
+            if not is_so:
+                raise ValueError(
+                    f"grpo.weight_sync=nccl sends from GPU to GPU, and {name} has none of its own: set that to {remedy},"
+                    " or grpo.weight_sync=object_store"
+                )

@@ -104,6 +104,8 @@ class Config(Settings):
         checks.response_ends(self.generate, self.evaluate, self.engine)
         checks.set_names(self.evaluate)
         checks.learner_probe(self.train)
+        checks.asynchrony(self.grpo)
+        checks.weight_sync(self.grpo, self.engine, self.train)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
         checks.drill(self.drill)

@@ -146,9 +146,9 @@ class EngineConfig(Settings):
     enforce_eager: bool = True
     start_timeout_s: float = Field(300, gt=0)
     """An engine that is not up by then is ended and started anew. The step fails if no other one works: at once if none
-    ever did, else when four in a row did not start; in `grpo` the second time."""
+    ever did, else when four in a row did not start; in `grpo` as after any other failure (grpo.max_engine_failures)."""
     request_timeout_s: float = Field(600, gt=0)
-    """In `grpo` a call to an engine that has not answered by then counts as a dead engine."""
+    """In `grpo` an engine that has not taken over weights, scored a probe or given a sign of life by then is replaced."""
     stall_timeout_s: float = Field(300, gt=0)
     """An engine that has work and finishes no step for so long hangs: it is ended, and a fresh one takes its place."""
     max_attempts: int = Field(2, ge=1)
@@ -377,17 +377,29 @@ class GrpoConfig(Settings):
     temperature: float = Field(1.0, gt=0)
     max_tokens: int = Field(96, ge=1)
     num_engines: int = Field(1, ge=1)
-    max_staleness: Literal[0] = 0
-    """0: synchronous; each trajectory is sampled by the very policy that it updates."""
+    max_staleness: int = Field(0, ge=0)
+    """Policy versions that engines may be ahead of the learner, so that they work while it does. 0: synchronous; each
+    trajectory is sampled by the very policy that it updates."""
+    partial_rollouts: Literal["wait", "carry", "cut"] = "wait"
+    """What new weights do to trajectories under way (with max_staleness > 0). `wait`: they come when all is finished, so
+    that a trajectory has one version and results do not depend on timing; `carry`: it goes on under them, its tokens of
+    several versions; `cut`: it ends there and leaves its group unjudged, which favours short ones."""
+    max_engine_failures: int = Field(3, ge=0)
+    """More failures in a row than these retire an engine's place; the others go on without it."""
     sync_tolerance: float = Field(1e-4, gt=0)
     """Largest difference of engine and learner log-probabilities on the probe after a weight sync (nats), where both
     compute in float32."""
     sync_tolerance_k3: float = Field(5e-3, gt=0)
     """Largest divergence of engine and learner on the probe (k3 estimate, nats per token), where one computes in bfloat16."""
-    sync_check_every: int = Field(1, ge=1)
-    """Syncs between such comparisons; the first is always compared."""
+    sync_check_every: int = Field(0, ge=0)
+    """Syncs between such comparisons, of which the first is one; 0: every sync up to 512 MiB of weights, else every
+    tenth."""
+    weight_sync: Literal["object_store", "nccl"] = "object_store"
+    """How weights get to the engines: through Ray's object store (any device; checksums), or from GPU to GPU."""
+    sync_bucket_mib: float = Field(256, gt=0)
+    """Weights travel in parts of so many MiB."""
     sample_timeout_s: float = Field(1800, gt=0)
-    """A step's trajectories must be there by then: more than engine.request_timeout_s + engine.start_timeout_s, so that a
+    """A step's trajectories must be there by then: more than engine.stall_timeout_s + engine.start_timeout_s, so that a
     hung engine can be replaced."""
 
 

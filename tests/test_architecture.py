@@ -76,7 +76,7 @@ LAYERS = {
 ONLY_IN = {
     "ray": ("cluster.py", "stages/", "doctor.py"),
     "mlflow": ("tracking.py",),
-    "vllm": ("workers/engine.py", "workers/engine_extension.py"),
+    "vllm": ("workers/engine",),
     "deepspeed": ("workers/sharding.py",),
     "peft": ("workers/lora.py",),
     "matplotlib": ("stages/report",),

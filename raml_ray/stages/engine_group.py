@@ -1,103 +1,45 @@
-"""The engines of a rollout pool: started, given weights, asked, and replaced when they die, raise or stop answering."""
+"""The engines of a rollout pool: started, watched, given weights, and replaced when they die, raise or stop answering."""
 
+import asyncio
+import contextlib
 import logging
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raml_ray import faults
 from raml_ray.config import Config
-from raml_ray.stages.shard_sampler import engine_class
+from raml_ray.stages import engine_places
+from raml_ray.stages.engine_actor import PolicyEngine
+from raml_ray.stages.engine_places import EngineLost, Place, Published, State
 from raml_ray.workers import sync_check
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
-from raml_ray.workers.sync_check import Probe
-from raml_ray.workers.weights import Layout
 
 logger = logging.getLogger(__name__)
 
-MOST_REPLACEMENTS = 5
-"""Engines replaced in one call before the step is given up."""
+Found = TypeVar("Found")
 
-
-class Held(NamedTuple):
-    """Published weights, kept in the object store by the pool so that they outlive the learner that sent them."""
-
-    version: int
-    flat: ray.ObjectRef
-    layout: Layout
-    checksum: str
-    probe: Probe | None
-    """What a replacement is held to; None if the engines have no weights that could disagree."""
-
-
-class Call(NamedTuple):
-    """A method of `PolicyEngine` with its arguments: `Call("generate", (requests, sampling))`."""
-
-    method: str
-    arguments: tuple[Any, ...] = ()
-
-
-class Pending(NamedTuple):
-    """A call under way, and what its engine must do before: they are done in this order."""
-
-    call: Call
-    arrived: ray.ObjectRef | None
-    logprobs: ray.ObjectRef | None
-    answer: ray.ObjectRef
-    patience_s: float
-    deadline: float
-
-
-@dataclass(slots=True)
-class Place:
-    """Where an engine runs, one after the other if need be."""
-
-    actor: ActorHandle
-    held: Held | None = None
-    """What this engine was given."""
-    has_answered: bool = False
-
-
-class PolicyEngine:
-    """An engine as an actor."""
-
-    def __init__(self, policy_path: str, config: Config) -> None:
-        faults.arm(config.drill.faults, config.drill.folder)
-        self._engine = engine_class(config.engine)(policy_path, config.engine, seed=config.seed)
-
-    def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
-        faults.reach("engine", 0, self._engine.version + 1)
-        return self._engine.generate(requests, sampling)
-
-    def load(self, flat: np.ndarray, layout: Layout, version: int) -> str:
-        return self._engine.load_weights(flat, layout, version)
-
-    def token_logprobs(self, sequences: list[list[int]]) -> list[np.ndarray]:
-        return self._engine.token_logprobs(sequences)
-
-    def module_outputs(self, token_ids: list[int]) -> dict[str, np.ndarray]:
-        return self._engine.module_outputs(token_ids)
-
-    def version(self) -> int:
-        return self._engine.version
+SIGNS_OF_LIFE = 4
+"""So often within engine.request_timeout_s an engine is asked whether it is alive."""
 
 
 class EngineGroup:
-    """grpo.num_engines engines that are asked side by side. All that is asked of them goes through `ask`."""
+    """grpo.num_engines engines side by side. It lives in one event loop, and starts engines once that runs."""
 
     def __init__(self, config: Config, policy_path: str, group: PlacementGroup) -> None:
         self._config, self._policy_path, self._group = config, policy_path, group
-        self._held: Held | None = None
+        self._published: Published | None = None
+        self._places: list[Place] = []
+        self._news = asyncio.Event()
+        """Set, and exchanged for another, whenever a place has changed."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self.num_replaced = 0
-        self._places = [Place(self._start(index)) for index in range(config.grpo.num_engines)]
         self._bound = sync_check.bound(
             config.engine.dtype,
             config.train.dtype,
@@ -105,13 +47,165 @@ class EngineGroup:
             tolerance_k3=config.grpo.sync_tolerance_k3,
         )
 
-    def __len__(self) -> int:
-        return len(self._places)
-
     @property
     def version(self) -> int | None:
-        """Of the weights that all engines were given last; None before the first."""
-        return None if self._held is None else self._held.version
+        """Of the weights that were published last; None before the first."""
+        return None if self._published is None else self._published.version
+
+    def states(self) -> Counter[State]:
+        return Counter(place.state for place in self._places)
+
+    async def ready(self) -> int:
+        """Starts the engines, waits until each is up or given up, and returns how many are up.
+
+        Raises: RuntimeError if none is left.
+        """
+        if not self._places:
+            self._places = [Place(index) for index in range(self._config.grpo.num_engines)]
+            for place in self._places:
+                self._spawn(self._live(place))
+
+        def num_up() -> int | None:
+            states = self.states()
+            return None if states[State.DEAD] else len(self._places) - states[State.RETIRED] or None
+
+        return await self._until(num_up)
+
+    async def publish(self, published: Published) -> None:
+        """Give every engine that is up these weights; the others get them when they come up.
+
+        Raises: RuntimeError if none is left.
+        """
+        self._published = published
+        up = [place for place in self._places if place.state in (State.HEALTHY, State.STALE)]
+        for place in up:
+            place.state = State.STALE
+        await asyncio.gather(*(self._updated(place) for place in up))
+        await self._until(lambda: self.states()[State.HEALTHY] or None)
+
+    def begin_transfer(self, published: Published) -> dict[int, str]:
+        """From now on learners send these weights themselves: to the engines that are returned, index and actor id."""
+        self._published = published
+        up = [place for place in self._places if place.state in (State.HEALTHY, State.STALE)]
+        for place in up:
+            place.state, place.in_transfer = State.STALE, True
+        return {place.index: place.actor._actor_id.hex() for place in up if place.actor}
+
+    async def transfer(self, step: str, information: Mapping[int, dict[str, Any]]) -> None:
+        """One step of a transfer, on all engines that take part.
+
+        Raises: EngineLost if one of them is lost over it: a transfer is of all or of none.
+        """
+        published, timeout_s = self._published, self._config.engine.request_timeout_s
+        assert published is not None
+        asked = [(self._places[index], step, details, published.version) for index, details in information.items()]
+        await asyncio.gather(
+            *(self._ask(place, "transfer", *told, cut=published.cuts, timeout_s=timeout_s) for place, *told in asked)
+        )
+
+    def end_transfer(self) -> None:
+        """The engines that took part hold what was published."""
+        for place in self._places:
+            if place.in_transfer and place.actor:
+                place.held, place.state = self._published, State.HEALTHY
+            place.in_transfer = False
+        self._tell()
+
+    async def place_with_room(self, num: int) -> Place:
+        """The healthy engine with the fewest requests under way that has room for so many more.
+
+        Raises: RuntimeError if no engine is left.
+        """
+        most = self._config.engine.max_num_seqs
+
+        def found() -> Place | None:
+            free = [
+                place
+                for place in self._places
+                if place.state is State.HEALTHY and (not place.num_under_way or place.num_under_way + num <= most)
+            ]
+            return min(free, key=lambda place: place.num_under_way, default=None)
+
+        return await self._until(found)
+
+    async def generate(self, place: Place, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
+        """Raises: EngineLost if the engine dies, raises, or makes no progress for engine.stall_timeout_s."""
+        place.num_under_way += len(requests)
+        try:
+            answers: list[Completion | Failure] = await self._ask(place, "generate", requests, sampling)
+        finally:
+            place.num_under_way -= len(requests)
+            self._tell()
+        place.failures = 0
+        return answers
+
+    async def each(self, method: str, *arguments: Any) -> dict[int, Any]:
+        """The answers of the healthy engines, by index; of at least one. Raises: RuntimeError if none is left."""
+        while True:
+            await self._until(lambda: self.states()[State.HEALTHY] or None)
+            places = [place for place in self._places if place.state is State.HEALTHY]
+            timeout_s = self._config.engine.request_timeout_s
+            found = await asyncio.gather(
+                *(self._ask(place, method, *arguments, timeout_s=timeout_s) for place in places),
+                return_exceptions=True,
+            )
+            answers = {}
+            for place, answer in zip(places, found, strict=True):
+                if not isinstance(answer, BaseException):
+                    answers[place.index] = answer
+                elif not isinstance(answer, EngineLost):
+                    raise answer
+            if answers:
+                return answers
+
+    async def _until(self, found: Callable[[], Found | None]) -> Found:
+        """What the function finds, as soon as it finds something. Raises: RuntimeError if no engine is left."""
+        while (value := found()) is None:
+            news = self._news
+            if self._places and all(place.state is State.RETIRED for place in self._places):
+                told = "; ".join(f"engine {place.index}: {place.why}" for place in self._places)
+                raise RuntimeError(
+                    f"no rollout engine is left, each failed {self._config.grpo.max_engine_failures + 1} times in a row"
+                    f" (grpo.max_engine_failures), the last time of: {told}"
+                )
+            if self._needs_learners():
+                raise RuntimeError(
+                    "every rollout engine was replaced since the last sync, and grpo.weight_sync=nccl gives a replacement"
+                    " its weights with the next one: learners have to start again"
+                )
+            await news.wait()
+        return value
+
+    def _needs_learners(self) -> bool:
+        """Whether nothing but another transfer can make an engine healthy."""
+        if self._published is None or self._published.buckets is not None:
+            return False
+        others = [place for place in self._places if place.state is not State.RETIRED]
+        return all(place.state is State.STALE and not place.in_transfer for place in others)
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself would let go of it
+        task.add_done_callback(self._tasks.discard)
+
+    async def _live(self, place: Place) -> None:
+        """The life of one engine: started, brought up to date, and asked for signs of life until it is lost."""
+        settings = self._config.engine
+        place.is_replacement = self._published is not None
+        place.actor = actor = self._start(place.index)
+        with contextlib.suppress(EngineLost):
+            await self._ask(place, "version", timeout_s=settings.start_timeout_s, setting="start_timeout_s")
+            place.state = State.STALE
+            self._tell()
+            await self._update(place)
+            while place.actor is actor:
+                await asyncio.sleep(settings.request_timeout_s / SIGNS_OF_LIFE)
+                if place.actor is actor:
+                    await self._ask(place, "version", timeout_s=settings.request_timeout_s)
 
     def _start(self, index: int) -> ActorHandle:
         settings = self._config.engine
@@ -121,121 +215,80 @@ class EngineGroup:
         )
         return actor.remote(self._policy_path, self._config)
 
-    def ready(self) -> None:
-        """Waits until every engine is up. Raises: as `ask`."""
-        self.ask(self._each(Call("version")), patience_s=0)
+    async def _updated(self, place: Place) -> None:
+        with contextlib.suppress(EngineLost):
+            await self._update(place)
 
-    def publish(self, held: Held) -> None:
-        """Give every engine these weights. Raises: as `ask`."""
-        self._held = held
-        self.ask(self._each(Call("version")))  # before it answers, an engine is brought up to date
-
-    def each(self, method: str, *arguments: Any) -> list[Any]:
-        """Every engine's answer to the same call. Raises: as `ask`."""
-        answers = self.ask(self._each(Call(method, arguments)))
-        return [answers[index] for index in range(len(self))]
-
-    def _each(self, call: Call) -> dict[int, Call]:
-        return dict.fromkeys(range(len(self)), call)
-
-    def ask(self, calls: Mapping[int, Call], *, patience_s: float | None = None) -> dict[int, Any]:
-        """One call per engine, side by side; a call whose engine fails is made again on its replacement.
-
-        A crash may be chance. What an engine raises, and a start that does not end, are taken for chance once.
-
-        Raises: TimeoutError or RuntimeError that says which engine was asked for what, and what became of it;
-        RuntimeError for an engine whose weights are not those that were published.
-        """
-        patience_s = self._config.engine.request_timeout_s if patience_s is None else patience_s
-        answers: dict[int, Any] = {}
-        lives, has_raised = MOST_REPLACEMENTS, set[int]()
-        pending = {index: self._issued(index, call, patience_s) for index, call in calls.items()}
-        while pending:
-            index = _next_to_look_at(pending)
-            one = pending.pop(index)
-            try:
-                answers[index] = self._answer(index, one)
-            except (RayError, TimeoutError) as error:
-                comes_again = self._comes_again(index, error)
-                if not lives or (comes_again and index in has_raised):
-                    kind = TimeoutError if isinstance(error, TimeoutError) else RuntimeError
-                    raise kind(
-                        f"rollout engine {index} was asked for {one.call.method}, and given up after"
-                        f" {MOST_REPLACEMENTS - lives} replacements of engines: {_why(error)}"
-                    ) from error
-                lives -= 1
-                if comes_again:
-                    has_raised.add(index)
-                self._replace(index, f"{one.call.method}: {_why(error)}")
-                pending[index] = self._issued(index, one.call, patience_s)
-        return answers
-
-    def _comes_again(self, index: int, error: Exception) -> bool:
-        if isinstance(error, RayActorError):
-            return bool(error.actor_init_failed)
-        return isinstance(error, RayTaskError) or not self._places[index].has_answered
-
-    def _replace(self, index: int, why: str) -> None:
-        self.num_replaced += 1
-        logger.warning("rollout engine %d replaced: %s", index, why)
-        ray.kill(self._places[index].actor)
-        self._places[index] = Place(self._start(index))
-
-    def _issued(self, index: int, call: Call, patience_s: float) -> Pending:
-        """The call, after the newest weights and, if the engine is a fresh one, its probe."""
-        place, held = self._places[index], self._held
-        arrived = logprobs = None
-        if held is not None and place.held is not held:
-            arrived = place.actor.load.remote(held.flat, held.layout, held.version)
-            if not place.has_answered and held.probe is not None:
-                logprobs = place.actor.token_logprobs.remote(held.probe.sequences)
-        if not place.has_answered:
-            patience_s += self._config.engine.start_timeout_s
-        answer = getattr(place.actor, call.method).remote(*call.arguments)
-        return Pending(call, arrived, logprobs, answer, patience_s, time.monotonic() + patience_s)
-
-    def _answer(self, index: int, pending: Pending) -> Any:
-        """What an engine answered. Raises: TimeoutError if it has not by its deadline; what it raised; as `_check`."""
-        done, _ = ray.wait([pending.answer], timeout=0)
-        place = self._places[index]
-        if not done:
-            settings = self._config.engine
-            names = f"engine.request_timeout_s={settings.request_timeout_s:g}"
-            if not place.has_answered:
-                names = f"engine.start_timeout_s={settings.start_timeout_s:g}, {names}"
-            raise TimeoutError(f"no answer within {pending.patience_s:g} s ({names})")
-        refs = [ref for ref in (pending.arrived, pending.logprobs, pending.answer) if ref is not None]
-        found = dict(zip(refs, ray.get(refs, timeout=self._config.engine.request_timeout_s), strict=True))
-        if pending.arrived is not None:
-            self._check(index, found[pending.arrived], found.get(pending.logprobs))
-        place.has_answered, place.held = True, self._held
-        return found[pending.answer]
-
-    def _check(self, index: int, checksum: str, logprobs: list[np.ndarray] | None) -> None:
-        """Raises: RuntimeError if other weights arrived than were sent, or an engine does not compute with them."""
-        held = self._held
-        assert held is not None
-        if checksum != held.checksum:
-            raise RuntimeError(f"engine {index} received weights {checksum}, version {held.version} is {held.checksum}")
-        if logprobs is not None and held.probe is not None:
-            checked = sync_check.check([logprobs], held.probe.logprobs, self._bound)
-            if not checked.agree:
-                raise RuntimeError(
-                    f"the replacement of rollout engine {index}, given version {held.version}, and the learner are"
-                    f" {self._bound.told(checked.apart)}"
+    async def _update(self, place: Place) -> None:
+        """Bring a place's engine to the newest weights. Raises: EngineLost if it does not take them, or not rightly."""
+        async with place.updating:
+            while place.actor and (published := self._published) and place.held is not published:
+                if published.buckets is None:  # the learners' next transfer finds it
+                    break
+                actor, timeout_s = place.actor, self._config.engine.request_timeout_s
+                checksums = await self._ask(
+                    place, "load", published.buckets, published.version, cut=published.cuts, timeout_s=timeout_s
                 )
+                logprobs = None
+                if place.is_replacement and place.held is None and published.probe is not None:
+                    sequences = published.probe.sequences
+                    logprobs = await self._ask(place, "token_logprobs", sequences, timeout_s=timeout_s)
+                if why := self._wrong(published, checksums, logprobs):
+                    self._lose(place, actor, why)
+                    raise EngineLost(why)
+                place.held = published
+            if place.actor and place.held and place.held is self._published:
+                place.state = State.HEALTHY
+        self._tell()
 
+    def _wrong(self, published: Published, checksums: list[str], logprobs: list[np.ndarray] | None) -> str:
+        """What is wrong with an engine that was given weights; nothing if it holds them and computes with them."""
+        if checksums != [bucket.checksum for bucket in published.buckets or ()]:
+            return f"other weights arrived than version {published.version} consists of"
+        if logprobs is not None and published.probe is not None:
+            checked = sync_check.check([logprobs], published.probe.logprobs, self._bound)
+            if not checked.agree:
+                told = self._bound.told(checked.apart)
+                return f"a replacement, given version {published.version}, and the learner are {told}"
+        return ""
 
-def _next_to_look_at(pending: Mapping[int, Pending]) -> int:
-    """The first engine that has answered or died, or whose time is up."""
-    by_ref = {one.answer: index for index, one in pending.items()}
-    deadline = min(one.deadline for one in pending.values())
-    done, _ = ray.wait(list(by_ref), num_returns=1, timeout=max(deadline - time.monotonic(), 0))
-    return by_ref[done[0]] if done else min(pending, key=lambda index: pending[index].deadline)
+    async def _ask(
+        self,
+        place: Place,
+        method: str,
+        *arguments: Any,
+        timeout_s: float | None = None,
+        setting: str = "request_timeout_s",
+        **named: Any,
+    ) -> Any:
+        """An engine's answer. Raises: EngineLost if it dies, raises, or has not answered within timeout_s seconds."""
+        actor = place.actor
+        if actor is None:
+            raise EngineLost(f"engine {place.index} is gone")
+        try:
+            return await asyncio.wait_for(getattr(actor, method).remote(*arguments, **named), timeout_s)
+        except TimeoutError as error:
+            why = f"{method}: no answer within engine.{setting}={timeout_s:g} s"
+            self._lose(place, actor, why)
+            raise EngineLost(why) from error
+        except RayError as error:
+            why = f"{method}: {engine_places.told(error)}"
+            self._lose(place, actor, why)
+            raise EngineLost(why) from error
 
-
-def _why(error: Exception) -> str:
-    """The line of Ray's trace that says what happened."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"
+    def _lose(self, place: Place, actor: ActorHandle, why: str) -> None:
+        """End an engine; another takes its place, unless too many have failed there in a row."""
+        if place.actor is not actor:  # its loss has been told already
+            return
+        ray.kill(actor)
+        place.actor, place.held, place.in_transfer = None, None, False
+        place.failures, place.why = place.failures + 1, why
+        if place.failures > self._config.grpo.max_engine_failures:
+            place.state = State.RETIRED
+            logger.error("rollout engine %d retired after %d failures in a row: %s", place.index, place.failures, why)
+        else:
+            place.state = State.DEAD
+            self.num_replaced += 1
+            logger.warning("rollout engine %d replaced: %s", place.index, why)
+            self._spawn(self._live(place))
+        self._tell()

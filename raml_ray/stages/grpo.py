@@ -32,6 +32,7 @@ def run(context: Context) -> Outcome:
     policy_path = context.policy_path
     questions, too_long = _fitting(found.questions, policy_path, config)
     probed = learner_probe.examples(context)
+    cluster.check_labels(config.engine.node_labels)
     cluster.check_fits(
         {
             f"grpo.num_engines={config.grpo.num_engines} of engine.cpus_per_engine={config.engine.cpus_per_engine}": (
@@ -51,7 +52,7 @@ def run(context: Context) -> Outcome:
         pool = (
             ray.remote(RolloutPool).options(num_cpus=0, max_restarts=-1).remote(config, policy_path, questions, group)
         )
-        # Not waited for: learners start while the engines do.
+        pool.ready.remote()  # not waited for: learners start while the engines do
         arguments = {"pool": pool, "origin": _origin(config, questions), "probed": probed}
         figures = learners.run(_worker, arguments, config=config, folder=context.folder, policy_path=policy_path)
         ray.kill(pool)
@@ -74,10 +75,10 @@ def check(config: Config) -> None:
             "engine.dtype=float16: learners compute in float32 or bfloat16, and engines sample with what they are sent:"
             " set engine.dtype to one of these"
         )
-    if grpo.sample_timeout_s <= engine.request_timeout_s + engine.start_timeout_s:
+    if grpo.sample_timeout_s <= engine.stall_timeout_s + engine.start_timeout_s:
         raise ConfigError(
             f"grpo.sample_timeout_s={grpo.sample_timeout_s:g} leaves a hung engine no time to be noticed and replaced:"
-            f" set it above engine.request_timeout_s={engine.request_timeout_s:g}"
+            f" set it above engine.stall_timeout_s={engine.stall_timeout_s:g}"
             f" + engine.start_timeout_s={engine.start_timeout_s:g}"
         )
 
@@ -113,7 +114,12 @@ def _engines_place(config: Config) -> PlacementGroup:
     bundle: dict[str, float] = {"CPU": settings.cpus_per_engine}
     if settings.gpus_per_engine:
         bundle["GPU"] = settings.gpus_per_engine
-    group = placement_group([bundle] * config.grpo.num_engines, strategy="PACK")
+    num = config.grpo.num_engines
+    group = placement_group(
+        [bundle] * num,
+        strategy=settings.placement.upper(),
+        bundle_label_selector=[dict(settings.node_labels)] * num if settings.node_labels else None,
+    )
     try:
         ray.get(group.ready(), timeout=settings.start_timeout_s)
     except GetTimeoutError:

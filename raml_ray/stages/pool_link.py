@@ -9,18 +9,25 @@ import ray
 import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raml_ray.config import Config
+from raml_ray.stages.weight_sync import NcclSync, ObjectStoreSync, WeightSync
 from raml_ray.text.batches import Example, batches, micro_batches
-from raml_ray.workers import sync_check, weights
+from raml_ray.workers import staleness, sync_check, weights
 from raml_ray.workers.rollouts import Rollout
-from raml_ray.workers.sharding import DTYPES, Sharded
+from raml_ray.workers.sharding import Sharded
 from raml_ray.workers.sync_check import Checked, Probe, SyncMismatch
 
 NUM_PROBES = 4
 """Sequences on which engine and learner are compared after a weight sync."""
+ANSWERS_S = 10
+"""A pool that is asked for its engines' states has answered by then."""
+SMALL_MIB = 512
+"""Of weights up to here are engines and learner compared after every sync, where grpo.sync_check_every=0."""
+RARELY = 10
+"""Syncs between such comparisons of larger policies."""
 
 
 class PoolLink:
@@ -29,7 +36,12 @@ class PoolLink:
     def __init__(self, pool: ActorHandle, learner: Sharded, config: Config, policy_path: str) -> None:
         self._pool, self._learner, self._config, self._policy_path = pool, learner, config, policy_path
         self._num_published = 0
-        self._sent: ray.ObjectRef | None = None
+        self._sync: WeightSync
+        match config.grpo.weight_sync:
+            case "object_store":
+                self._sync = ObjectStoreSync(pool, learner, config, self._asked)
+            case "nccl":
+                self._sync = NcclSync(pool, learner, config, policy_path, self._asked)
         self._probes: list[list[int]] = []
         self._bound = sync_check.bound(
             config.engine.dtype,
@@ -37,17 +49,27 @@ class PoolLink:
             tolerance=config.grpo.sync_tolerance,
             tolerance_k3=config.grpo.sync_tolerance_k3,
         )
-        # A start that does not end is tried twice.
-        # A pool that is being started again is waited for, too.
-        is_ready = pool.ready.options(max_task_retries=-1).remote()
-        self._asked(is_ready, 3 * config.engine.start_timeout_s, "the rollout engines to be ready")
+        starts = config.grpo.max_engine_failures + 1
+        self._asked(
+            pool.ready.remote(), (starts + 1) * config.engine.start_timeout_s, "the rollout engines to be ready"
+        )
 
     def _asked(self, ref: ray.ObjectRef, timeout_s: float, what: str) -> Any:
         """The pool's answer. Raises: TimeoutError that says who waited for what."""
         try:
             return ray.get(ref, timeout=timeout_s)
         except GetTimeoutError:
-            raise TimeoutError(f"learner {self._learner.rank} waited {timeout_s:g} s for {what}") from None
+            raise TimeoutError(
+                f"learner {self._learner.rank} waited {timeout_s:g} s for {what}; engines: {self._states()}"
+            ) from None
+
+    def _states(self) -> str:
+        """How many engines are in which state, as far as the pool answers."""
+        try:
+            states: dict[str, int] = ray.get(self._pool.states.remote(), timeout=ANSWERS_S)
+        except (RayError, GetTimeoutError) as error:
+            return f"unknown, the pool does not answer ({type(error).__name__})"
+        return ", ".join(f"{num} {state}" for state, num in states.items())
 
     @property
     def _patience_s(self) -> float:
@@ -64,9 +86,6 @@ class PoolLink:
             f"the trajectories of version {version} (grpo.sample_timeout_s)",
         )
         rows = [rollout for group in sampled.groups for rollout in group if rollout.token_ids]
-        stale = {rollout.version for rollout in rows} - {version}
-        if stale:
-            raise RuntimeError(f"trajectories of versions {sorted(stale)} came for version {version}")
         # The next sync is checked on what the policy really writes.
         self._probes = [row.prompt_token_ids + row.token_ids for row in rows[:NUM_PROBES]]
         return sampled.groups, {
@@ -74,48 +93,49 @@ class PoolLink:
             "time/judge_s": sampled.judge_s,
             "grpo/engines_replaced": float(sampled.engines_replaced),
             "grpo/refills": float(sampled.refills),
-        }
+            "grpo/engines_healthy": float(sampled.engines["healthy"]),
+            "grpo/engines_stale": float(sampled.engines["stale"]),
+            "grpo/engines_dead": float(sampled.engines["dead"]),
+            "grpo/engines_retired": float(sampled.engines["retired"]),
+        } | staleness.metrics(rows, version, self._config.grpo.max_staleness)
 
     def publish(self, version: int) -> Mapping[str, float]:
-        """Send the learner's weights to all engines and, every grpo.sync_check_every-th time, prove that they arrived.
+        """Send the learner's weights to all engines and, as grpo.sync_check_every says, prove that they arrived.
 
         No rank returns before the engines have them: its next sample must come from this version.
 
         Raises: SyncMismatch, on all ranks, naming the first module whose output differs.
         """
         began = time.perf_counter()
-        state = self._learner.full_state(DTYPES[self._config.engine.dtype])
+        self._asked(
+            self._pool.drained.remote(version),
+            self._config.grpo.sample_timeout_s,
+            f"the trajectories under way before version {version} (grpo.sample_timeout_s)",
+        )
+        drained = time.perf_counter()
         probe = self._probe()
-        gathered = time.perf_counter()
-        is_checked = self._num_published % self._config.grpo.sync_check_every == 0
+        metrics = {"time/drain_s": drained - began} | self._sync.send(version, probe, self._patience_s)
+        box: list[Any] = [(metrics, None)]
+        if self._learner.rank == 0 and probe is not None and self._is_checked(metrics["grpo/sync_mib"]):
+            sent = time.perf_counter()
+            checked, worst = self._checked(version, probe)
+            metrics |= {"grpo/sync_max_error": checked.apart.max_abs, "grpo/sync_k3": checked.apart.k3}
+            metrics["time/sync_check_s"] = time.perf_counter() - sent
+            box = [(metrics, None if checked.agree else (checked, worst))]
         self._num_published += 1
-        box: list[Any] = [None]
-        if self._learner.rank == 0:
-            metrics = {"time/gather_s": gathered - began} | self._sent_to_engines(version, state, probe)
-            why = ""
-            if probe is not None and is_checked:
-                figures, why = self._verified(version, probe, state)
-                metrics |= figures
-            box[0] = (metrics, why)
         dist.broadcast_object_list(box, src=0)
-        told, why = box[0]
-        if why:
-            raise SyncMismatch(why)
-        found: dict[str, float] = told
+        found: dict[str, float] = box[0][0]
+        if box[0][1] is not None:
+            assert probe is not None
+            checked, worst = box[0][1]
+            box = [self._why(version, checked, worst, probe.sequences[0])]
+            dist.broadcast_object_list(box, src=0)
+            raise SyncMismatch(box[0])
         return found
 
-    def _sent_to_engines(
-        self, version: int, state: Mapping[str, torch.Tensor], probe: Probe | None
-    ) -> dict[str, float]:
-        flat, layout = weights.flatten(state.items(), DTYPES[self._config.engine.dtype])
-        # Held until the next sync: the pool may still be reading it.
-        self._sent = ray.put(flat)
-        seconds: float = self._asked(
-            self._pool.publish.remote(version, [self._sent], layout, weights.checksum(flat, layout), probe),
-            self._patience_s,
-            f"the engines to take over version {version} (engine.request_timeout_s, train.collective_timeout_s)",
-        )
-        return {"time/engine_load_s": seconds, "grpo/sync_mib": flat.nbytes / 2**20}
+    def _is_checked(self, sync_mib: float) -> bool:
+        every = self._config.grpo.sync_check_every or (1 if sync_mib <= SMALL_MIB else RARELY)
+        return self._num_published % every == 0
 
     def _probe(self) -> Probe | None:
         """What engines with these weights are held to; None for scripted ones: they have no weights that could disagree."""
@@ -126,16 +146,15 @@ class PoolLink:
             self._probes = self._asked(self._pool.probes.remote(NUM_PROBES), timeout, "probe sequences")
         return Probe(self._probes, self._logprobs(self._probes))
 
-    def _verified(self, version: int, probe: Probe, state: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], str]:
-        """How far engines and learner are apart, and what to say of it if that is too far."""
-        answers = self._asked(
+    def _checked(self, version: int, probe: Probe) -> tuple[Checked, int]:
+        """How far engines and learner are apart, and which engine is the farthest."""
+        answers: dict[int, list[np.ndarray]] = self._asked(
             self._pool.token_logprobs.remote(probe.sequences),
             self._patience_s,
             f"the engines' log-probabilities under version {version}",
         )
-        checked = sync_check.check(answers, probe.logprobs, self._bound)
-        figures = {"grpo/sync_max_error": checked.apart.max_abs, "grpo/sync_k3": checked.apart.k3}
-        return figures, "" if checked.agree else self._why(version, checked, probe.sequences[0], state)
+        checked = sync_check.check(list(answers.values()), probe.logprobs, self._bound)
+        return checked, list(answers)[checked.worst]
 
     def _logprobs(self, probes: Sequence[list[int]]) -> list[np.ndarray]:
         """The learner's own log-probability of every token but the first, as the pool's engines give them."""
@@ -150,24 +169,25 @@ class PoolLink:
                 found[id(example)] = row_T[1:].numpy().copy()
         return [found[id(example)] for example in examples]
 
-    def _why(self, version: int, checked: Checked, sequence: list[int], state: Mapping[str, torch.Tensor]) -> str:
-        """What to say of a mismatch: the first module, in forward order, whose output is not the learner's."""
+    def _why(self, version: int, checked: Checked, worst: int, sequence: list[int]) -> str:
+        """What to say of a mismatch: the first module, in forward order, whose output is not the learner's.
+
+        A collective; rank 0 knows the answer.
+        """
         settings = self._config.engine
-        told = (
-            f"after the sync of version {version} engine {checked.worst} and learner are"
-            f" {self._bound.told(checked.apart)}"
-        )
+        told = f"after the sync of version {version} engine {worst} and learner are {self._bound.told(checked.apart)}"
         if not settings.enforce_eager or settings.dtype != "float32":
             return (
                 f"{told}; engine.enforce_eager=true and engine.dtype=float32 would name the first module whose output"
                 " differs"
             )
+        state = self._learner.full_state(torch.float32)
+        if self._learner.rank:
+            return ""
         reference = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self._policy_path), dtype=torch.float32)
-        reference.load_state_dict(dict(state), strict=False)
-        theirs = self._asked(
-            self._pool.module_outputs.remote(sequence, checked.worst), self._patience_s, "its modules' outputs"
-        )
+        reference.load_state_dict(state, strict=False)
+        theirs = self._asked(self._pool.module_outputs.remote(sequence), self._patience_s, "the modules' outputs")
         module = weights.first_difference(
-            theirs, weights.learner_outputs(reference.eval(), sequence), self._config.grpo.sync_tolerance
+            theirs[worst], weights.learner_outputs(reference.eval(), sequence), self._config.grpo.sync_tolerance
         )
         return f"{told}; the first module whose output differs is {module or 'none of those that are traced'}"

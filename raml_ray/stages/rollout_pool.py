@@ -3,11 +3,11 @@
 The pool is one actor that holds the engines, the newest weights that a learner published, and the judges.
 """
 
-import logging
+import asyncio
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -15,22 +15,21 @@ from ray.util.placement_group import PlacementGroup
 
 from raml_ray import faults, recipes
 from raml_ray.config import Config
-from raml_ray.records import Judgement, Question, Verdict
-from raml_ray.stages import judging
-from raml_ray.stages.engine_group import Call, EngineGroup, Held
+from raml_ray.records import Question
+from raml_ray.stages.engine_actor import Bucket
+from raml_ray.stages.engine_group import EngineGroup
+from raml_ray.stages.engine_places import EngineLost, Published, State
+from raml_ray.stages.rollout_judge import RolloutJudge
 from raml_ray.stages.rollouts import stop_token_ids
-from raml_ray.text import layouts, leak, paper_prompts, prompts, suffix
+from raml_ray.text import prompts
 from raml_ray.workers import policy as policies
 from raml_ray.workers import rollouts
 from raml_ray.workers.rollouts import Rollout
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
 from raml_ray.workers.sync_check import Probe
-from raml_ray.workers.weights import Layout
 
-logger = logging.getLogger(__name__)
-
-JUDGED_TOGETHER = 100
-"""Verdicts, of one step or several, among which a share of timeouts and errors means something."""
+MOST_ENGINES_LOST = 5
+"""Engines that may be lost over one group: it is asked again of another, until it is taken to be the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +41,18 @@ class Sampled:
     judge_s: float
     engines_replaced: int
     refills: int
+    """Times that further questions were asked because too many groups had nothing to teach."""
+    engines: dict[str, int]
+    """State -> engines in it when the step was made."""
 
 
 class RolloutPool:
-    """The actor that owns the engines. Calls are answered one after the other."""
+    """The actor that owns the engines.
+
+    Weights of version v let it begin the steps up to v + grpo.max_staleness, so that it is never further ahead of the
+    learner; nothing that was sampled is thrown away unless grpo.partial_rollouts says so. All of it runs in one event
+    loop, but for judging.
+    """
 
     def __init__(self, config: Config, policy_path: str, questions: list[Question], group: PlacementGroup) -> None:
         faults.arm(config.drill.faults, config.drill.folder)
@@ -54,167 +61,169 @@ class RolloutPool:
         self._questions = questions
         self._tokenizer = policies.load_tokenizer(policy_path)
         self._stop = stop_token_ids(policy_path, self._tokenizer)
-        self._sampled: tuple[int, Sampled] | None = None
-        self._judges = judging.pool(config.verify, config.data)
-        self._judges.self_test()
-        self._verdicts: Counter[str] = Counter()
-        self._reasons: Counter[str] = Counter()
+        self._steps: dict[int, asyncio.Task[Sampled]] = {}
+        self._judging = asyncio.Lock()
+        self._judge = RolloutJudge(config, self._tokenizer, self._stop)
 
-    def ready(self) -> int:
-        """Waits until every engine answers; the number of engines. Raises: as `EngineGroup.ask`."""
-        self._engines.ready()
-        return len(self._engines)
+    async def ready(self) -> int:
+        """Waits until every engine is up, or given up; the number of engines. Raises: RuntimeError if none is left."""
+        return await self._engines.ready()
 
-    def publish(
-        self, version: int, refs: list[ray.ObjectRef], layout: Layout, checksum: str, probe: Probe | None
-    ) -> float:
-        """Give every engine the weights of a policy version; the seconds that it took.
+    async def states(self) -> dict[str, int]:
+        """State -> engines that are in it."""
+        return {state.value: self._engines.states()[state] for state in State}
 
-        An engine that later takes the place of another is held to the probe before it samples.
+    async def num_replaced(self) -> int:
+        """Engines that took the place of others so far."""
+        return self._engines.num_replaced
 
-        Raises: RuntimeError if other bytes arrived than were sent; as `EngineGroup.ask`.
+    async def publish(self, version: int, buckets: list[Bucket], probe: Probe | None) -> float:
+        """Give every engine the weights of a policy version, and begin the steps that they allow; the seconds it took.
+
+        What is under way meets them as grpo.partial_rollouts says; it is given up if this is not the version after the
+        last, as when learners were restarted. An engine that later takes the place of another is held to the probe.
+
+        Raises: RuntimeError if no engine is left.
         """
+        await self.drained(version)
         began = time.monotonic()
-        # A copy of the pool's own: the learner owns the array that it sent, and takes it along when it dies.
-        flat = ray.put(np.array(ray.get(refs[0], timeout=self._config.engine.request_timeout_s)))
-        self._sampled = None
-        self._engines.publish(Held(version, flat, layout, checksum, probe))
+        # Copies of the pool's own: the learner owns the arrays that it sent, and takes them along when it dies.
+        kept = [bucket._replace(flat=ray.put(await bucket.flat)) for bucket in buckets]
+        await self._engines.publish(self._published(version, kept, probe))
+        self._begin_steps(version)
         return time.monotonic() - began
 
-    def probes(self, num: int) -> list[list[int]]:
+    async def begin_transfer(self, version: int, probe: Probe | None) -> dict[int, str]:
+        """As `publish`, but learners send the weights themselves, to the engines that are returned: index and actor id."""
+        await self.drained(version)
+        return self._engines.begin_transfer(self._published(version, None, probe))
+
+    async def transfer(self, step: str, information: dict[int, dict[str, Any]]) -> None:
+        """One step of a transfer, by vLLM's name, on these engines. Raises: EngineLost."""
+        await self._engines.transfer(step, information)
+
+    async def end_transfer(self, version: int) -> None:
+        """All weights have arrived: the steps that they allow begin."""
+        self._engines.end_transfer()
+        self._begin_steps(version)
+
+    def _published(self, version: int, buckets: list[Bucket] | None, probe: Probe | None) -> Published:
+        follows = self._follows(version)
+        if not follows:
+            self._forget(list(self._steps))
+        return Published(version, buckets, probe, cuts=not follows or self._config.grpo.partial_rollouts == "cut")
+
+    def _begin_steps(self, version: int) -> None:
+        settings = self._config.grpo
+        for step in range(version, min(version + settings.max_staleness, settings.num_steps - 1) + 1):
+            if step not in self._steps:
+                self._steps[step] = asyncio.create_task(self._sampled(step))
+
+    async def drained(self, version: int) -> None:
+        """Waits, where grpo.partial_rollouts says so, until all is finished that the next version is not to meet."""
+        if self._follows(version) and self._config.grpo.partial_rollouts == "wait" and self._steps:
+            await asyncio.wait(self._steps.values())
+
+    def _follows(self, version: int) -> bool:
+        return self._engines.version is not None and version == self._engines.version + 1
+
+    def _forget(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            self._steps.pop(step).cancel()
+
+    async def probes(self, num: int) -> list[list[int]]:
         """Sequences that a sync can be checked on before anything has been sampled: the first questions' prompts."""
         return [
             prompts.prompt_token_ids(self._tokenizer, q.problem, self._config.prompt) for q in self._questions[:num]
         ]
 
-    def token_logprobs(self, sequences: list[list[int]]) -> list[list[np.ndarray]]:
-        """Of every engine the log-probabilities of the sequences' tokens."""
-        return self._engines.each("token_logprobs", sequences)
+    async def token_logprobs(self, sequences: list[list[int]]) -> dict[int, list[np.ndarray]]:
+        """Of every healthy engine, by index, the log-probabilities of the sequences' tokens."""
+        return await self._engines.each("token_logprobs", sequences)
 
-    def module_outputs(self, token_ids: list[int], engine: int) -> dict[str, np.ndarray]:
-        """What the modules of one engine put out for a sequence."""
-        outputs: dict[str, np.ndarray] = self._engines.ask({engine: Call("module_outputs", (token_ids,))})[engine]
-        return outputs
+    async def module_outputs(self, token_ids: list[int]) -> dict[int, dict[str, np.ndarray]]:
+        """What the modules of every healthy engine put out for a sequence. What is under way is given up for it."""
+        self._forget(list(self._steps))
+        return await self._engines.each("module_outputs", token_ids)
 
-    def sample(self, version: int) -> Sampled:
-        """The groups of a step, sampled by the policy of that version. Every learner rank is told the same.
+    async def sample(self, version: int) -> Sampled:
+        """The groups that the policy of this version is to be updated on. Every learner rank is told the same.
 
         Raises: RuntimeError if the engines hold another version: a learner must publish before it samples.
         """
-        if self._sampled is not None and self._sampled[0] == version:
-            return self._sampled[1]
-        if self._engines.version != version:
+        if self._engines.version != version or version not in self._steps:
             raise RuntimeError(f"version {version} was asked, the engines hold {self._engines.version}")
+        self._forget([step for step in self._steps if step < version])
+        return await asyncio.shield(self._steps[version])
+
+    async def _sampled(self, step: int) -> Sampled:
         settings, seed, replaced = self._config.grpo, self._config.seed, self._engines.num_replaced
         num = recipes.questions_of_a_step(settings)
-        asked = rollouts.questions_of_step(self._questions, version, num=num, seed=seed)
-        groups, generate_s, judge_s = self._groups(asked, version, first_place=0)
+        asked = rollouts.questions_of_step(self._questions, step, num=num, seed=seed)
+        groups, generate_s, judge_s = await self._groups(asked, step, first_place=0)
         num_refills = 0
         while num_refills < recipes.of(settings).max_refills:
             missing = num - rollouts.num_teaching(groups, settings)
-            more = rollouts.questions_of_refill(self._questions, asked, version, num_refills, num=missing, seed=seed)
+            more = rollouts.questions_of_refill(self._questions, asked, step, num_refills, num=missing, seed=seed)
             if not more:
                 break
             num_refills += 1
-            found, generated, judged = self._groups(more, version, first_place=len(asked))
+            found, generated, judged = await self._groups(more, step, first_place=len(asked))
             asked, groups = asked + more, groups + found
             generate_s, judge_s = generate_s + generated, judge_s + judged
-        sampled = Sampled(groups, generate_s, judge_s, self._engines.num_replaced - replaced, num_refills)
-        self._sampled = (version, sampled)
-        return sampled
+        replaced = self._engines.num_replaced - replaced
+        return Sampled(groups, generate_s, judge_s, replaced, num_refills, await self.states())
 
-    def _groups(
-        self, questions: list[Question], version: int, *, first_place: int
+    async def _groups(
+        self, questions: list[Question], step: int, *, first_place: int
     ) -> tuple[list[list[Rollout]], float, float]:
-        """A group of each question, judged, and the seconds of generating and of judging."""
-        began = time.monotonic()
-        asked = rollouts.requests_of_step(
+        """A judged group of each question, and the seconds up to the last response, and from there to the last verdict."""
+        began, size = time.monotonic(), self._config.grpo.num_trajectories
+        requests = rollouts.requests_of_step(
             questions,
             [prompts.prompt_token_ids(self._tokenizer, q.problem, self._config.prompt) for q in questions],
-            version,
-            num=self._config.grpo.num_trajectories,
+            step,
+            num=size,
             seed=self._config.seed,
             first_place=first_place,
         )
-        answers = self._generate(asked)
-        faults.reach("pool", 0, version + 1)
-        generated = time.monotonic()
-        groups = self._judged(questions, asked, answers)
-        return groups, generated - began, time.monotonic() - generated
-
-    def _generate(self, asked: list[Request]) -> list[Completion | Failure]:
-        settings, num = self._config.grpo, len(self._engines)
-        sampling = Sampling(settings.temperature, 1.0, -1, settings.max_tokens, self._stop)
-        shares = self._engines.ask({index: Call("generate", (asked[index::num], sampling)) for index in range(num)})
-        answers: list[Completion | Failure | None] = [None] * len(asked)
-        for index, share in shares.items():
-            answers[index::num] = share
-        assert all(answer is not None for answer in answers)
-        return [answer for answer in answers if answer is not None]
-
-    def _judged(
-        self, questions: list[Question], asked: list[Request], answers: list[Completion | Failure]
-    ) -> list[list[Rollout]]:
-        """Q groups of G rollouts. What the engine refused has the verdict `error`: it leaves its group."""
-        size = self._config.grpo.num_trajectories
-        texts = [
-            prompts.response_text(self._tokenizer, answer.token_ids, self._config.prompt, self._stop)
-            if isinstance(answer, Completion)
-            else ""
-            for answer in answers
-        ]
-        golds = [question.answer for question in questions for _ in range(size)]
-        judgements = self._judges.judge(
-            list(zip(golds, texts, strict=True)), pattern=self._config.verify.answer_pattern
-        )
-        self._watch_judges(judgements)
-        rows = []
-        for place, (answer, text, judgement) in enumerate(zip(answers, texts, judgements, strict=True)):
-            question = questions[place // size]
-            if isinstance(answer, Failure):
-                logger.warning("question %s: %s", question.question_id, answer.reason)
-                answer, verdict = Completion([], [], "stop", 0), Verdict.ERROR
-            else:
-                verdict = judgement.verdict
-            rows.append(
-                Rollout(
-                    question.question_id,
-                    asked[place].prompt_token_ids,
-                    answer.token_ids,
-                    answer.logprobs,
-                    answer.finish_reason,
-                    answer.version,
-                    verdict,
-                    self._is_well_formed(question, text),
-                    self._probe(question, answer),
-                )
+        found = await asyncio.gather(
+            *(
+                self._group(question, requests[place * size : (place + 1) * size], step)
+                for place, question in enumerate(questions)
             )
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-    def _is_well_formed(self, question: Question, text: str) -> bool:
-        settings = self._config.grpo
-        if settings.reward != "paper":
-            return True
-        prompt = prompts.prompt_text(self._tokenizer, question.problem, self._config.prompt)
-        return layouts.is_well_formed(text, settings.layout, prompt=prompt)
-
-    def _probe(self, question: Question, answer: Completion) -> rollouts.Probe | None:
-        """Where L-hat is to be asked for."""
-        if self._config.grpo.selection != "lhat_descent" or not answer.token_ids:
-            return None
-        ends = answer.token_ids[-1] in self._stop
-        end = leak.position_of_text(self._tokenizer, answer.token_ids, layouts.CLOSE)
-        return rollouts.Probe(
-            suffix.answer_suffix(self._tokenizer, paper_prompts.FORCED_ANSWER, question.answer),
-            len(answer.token_ids) - ends if end is None else end,
         )
+        generated = max(when for _, when in found)
+        return [group for group, _ in found], generated - began, time.monotonic() - generated
 
-    def _watch_judges(self, judgements: Sequence[Judgement]) -> None:
-        """Raises: RuntimeError if more than verify.max_failed_fraction of the last hundred or more verdicts are
-        timeouts or errors: a run whose rewards nobody gives would otherwise go on and learn nothing."""
-        self._verdicts.update(judgement.verdict.value for judgement in judgements)
-        self._reasons.update(f"{judgement.verdict.value}:{judgement.reason}" for judgement in judgements)
-        if self._verdicts.total() >= JUDGED_TOGETHER:
-            judging.check_failed(self._verdicts, self._reasons, self._config.verify)
-            self._verdicts.clear()
-            self._reasons.clear()
+    async def _group(self, question: Question, requests: list[Request], step: int) -> tuple[list[Rollout], float]:
+        """One question's judged rollouts, and when they had been sampled. Judging goes on beside the engines' work."""
+        answers = await self._answers(question, requests)
+        faults.reach("pool", 0, step + 1)
+        generated = time.monotonic()
+        async with self._judging:
+            groups = await asyncio.to_thread(self._judge.judged, [question], requests, answers)
+        return groups[0], generated
+
+    async def _answers(self, question: Question, requests: list[Request]) -> list[Completion | Failure]:
+        """Raises: RuntimeError if MOST_ENGINES_LOST engines were lost over them, or none is left."""
+        settings, num_lost = self._config.grpo, 0
+        sampling = Sampling(settings.temperature, 1.0, -1, settings.max_tokens, self._stop)
+        answers: dict[int, Completion | Failure] = {}
+        while missing := [index for index in range(len(requests)) if index not in answers]:
+            place = await self._engines.place_with_room(len(missing))
+            try:
+                found = await self._engines.generate(place, [requests[index] for index in missing], sampling)
+            except EngineLost as error:
+                num_lost += 1
+                if num_lost == MOST_ENGINES_LOST:
+                    raise RuntimeError(
+                        f"{num_lost} engines were lost over the trajectories of question {question.question_id}, the"
+                        f" last of: {error}"
+                    ) from error
+                continue
+            for index, answer in zip(missing, found, strict=True):
+                # What was cut before its first token is asked again, of the new weights.
+                if isinstance(answer, Failure) or answer.token_ids:
+                    answers[index] = answer
+        return [answers[index] for index in range(len(requests))]

@@ -3,23 +3,21 @@
 vLLM is imported when the first engine starts (seconds), so that importing this module stays cheap.
 """
 
-import gc
 import logging
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from raml_ray.settings import EngineConfig
-from raml_ray.workers import policy
-from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine, refusal
+from raml_ray.workers import engine_arguments, policy
+from raml_ray.workers.sampling import Completion, Failure, FinishReason, Request, Sampling, Span, SteppedEngine, refusal
 from raml_ray.workers.weights import Layout
 
 if TYPE_CHECKING:
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
     from vllm.outputs import CompletionOutput
 
 logger = logging.getLogger(__name__)
@@ -40,12 +38,14 @@ class Engine(SteppedEngine):
         Raises: CannotServe if the policy's configuration cannot be read, or needs_text and it has no tokenizer; what
         vLLM raises, which may be a ValueError, too, if memory is short.
         """
-        _set_environment(policy_path)
+        engine_arguments.set_environment(policy_path)
         from transformers import AutoConfig
         from vllm import LLM
 
         self._settings, self._policy_path, self._version = settings, policy_path, 0
-        self._needs_text, self._num_tokens = needs_text, 0
+        self._needs_text, self._num_tokens, self._num_loads = needs_text, 0, 0
+        self._ended: list[tuple[int, Completion]] = []
+        """Responses that the next step gives, whatever else it does."""
         try:
             tokenizer = policy.load_tokenizer(policy_path) if needs_text else None
             config = AutoConfig.from_pretrained(policy_path)
@@ -57,18 +57,21 @@ class Engine(SteppedEngine):
         self._longest_scored = settings.max_model_len if within else settings.max_model_len - 1
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
-            _start_fast_on_cpu(config.architectures or [], settings)
+            engine_arguments.start_fast_on_cpu(config.architectures or [], settings)
         set_num_threads = torch.set_num_threads
         if not on_gpu:
             torch.set_num_threads(settings.cpus_per_engine)
         try:
-            self._llm: LLM | None = LLM(**arguments(policy_path, settings, longest=self._longest_scored + 1, seed=seed))
+            self._llm: LLM | None = LLM(
+                **engine_arguments.arguments(policy_path, settings, longest=self._longest_scored + 1, seed=seed)
+            )
         finally:
             # vLLM's CPU worker replaces the function for the whole process by one that does nothing.
             torch.set_num_threads = set_num_threads
         self._vocab_size = int(self._vllm.llm_engine.model_config.get_vocab_size())
         # Handed over by hand: vLLM would load it by the class that config.json names, which may be another.
         self._vllm.llm_engine.output_processor.tokenizer = tokenizer
+        self._vllm.llm_engine.set_weight_version(str(self._version))
 
     @property
     def _vllm(self) -> "LLM":
@@ -87,7 +90,7 @@ class Engine(SteppedEngine):
 
     @property
     def num_unfinished(self) -> int:
-        return int(self._vllm.llm_engine.get_num_unfinished_requests())
+        return int(self._vllm.llm_engine.get_num_unfinished_requests()) + len(self._ended)
 
     @property
     def num_tokens(self) -> int:
@@ -106,10 +109,9 @@ class Engine(SteppedEngine):
             return Failure(reason)
         if sampling.stop and not self._needs_text:
             raise ValueError(f"stop={sampling.stop}: an engine must be started with needs_text=True to see stop texts")
-        prompt, params = (
-            tokens_input(request.prompt_token_ids),
-            params_of(request, sampling, self._settings.max_model_len),
-        )
+        # Keys and values that older weights cached are never found again: requests under way forbid to drop them.
+        prompt = tokens_input(request.prompt_token_ids, cache_salt=str(self._num_loads))
+        params = engine_arguments.params_of(request, sampling, self._settings.max_model_len)
         try:
             self._vllm.llm_engine.add_request(str(number), prompt, params)
         except VLLMValidationError as error:
@@ -118,38 +120,55 @@ class Engine(SteppedEngine):
 
     def step(self) -> list[tuple[int, Completion]]:
         """As `SteppedEngine.step`. Raises: RuntimeError if vLLM gave a request up; what vLLM raises."""
-        outputs = self._vllm.llm_engine.step()
-        finished = [(int(output.request_id), self._completion(output.outputs[0])) for output in outputs]
+        finished, self._ended = self._ended, []
+        if self.num_unfinished:
+            outputs = self._vllm.llm_engine.step()
+            finished += [(int(output.request_id), _completion(output.outputs[0])) for output in outputs]
         self._num_tokens += sum(len(completion.token_ids) for _, completion in finished)
         return finished
 
-    def _completion(self, output: "CompletionOutput") -> Completion:
-        if output.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM gave a request up: finish_reason={output.finish_reason!r}")
-        return Completion(
-            token_ids=list(output.token_ids),
-            logprobs=list(output.logprobs.logprobs),
-            finish_reason="stop" if output.finish_reason == "stop" else "length",
-            version=self._version,
-        )
+    def cut(self) -> None:
+        from vllm.v1.engine import FinishReason
+
+        engine = self._vllm.llm_engine
+        for state in list(engine.output_processor.request_states.values()):
+            output = state.make_request_output([], None, FinishReason.ABORT, None).outputs[0]
+            self._ended.append((int(state.external_req_id), _completion(output)))
+            engine.abort_request([state.external_req_id])
 
     def token_logprobs(self, sequences: Sequence[list[int]]) -> list[np.ndarray]:
         """Of each sequence the log-probability of every token but the first, without temperature, nats, (T - 1,).
 
-        Raises: ValueError if a sequence has fewer than two tokens, or more than engine.max_model_len; RuntimeError if
-        requests are under way.
-        """
-        from vllm import SamplingParams, TokensPrompt
+        Requests that are under way go on meanwhile.
 
-        self.check_idle()
+        Raises: ValueError if a sequence has fewer than two tokens, or more than engine.max_model_len.
+        """
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
         for index, sequence in enumerate(sequences):
             self._check_scorable(sequence, f"sequence {index}")
             if len(sequence) < 2:
                 raise ValueError(f"sequence {index}: one token has no predecessor to be predicted from")
-        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
-        prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
-        outputs = self._vllm.generate(prompts, params, use_tqdm=False)
-        return [np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32) for output in outputs]
+        for index, sequence in enumerate(sequences):
+            params = SamplingParams(
+                temperature=0,
+                max_tokens=1,
+                prompt_logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._vllm.llm_engine.add_request(f"scored {index}", tokens_input(list(sequence)), params)
+        found: dict[str, np.ndarray] = {}
+        while len(found) < len(sequences):
+            for output in self._vllm.llm_engine.step():
+                if output.request_id.isdigit():
+                    self._ended.append((int(output.request_id), _completion(output.outputs[0])))
+                else:
+                    found[output.request_id] = np.asarray(output.prompt_logprobs.logprobs, dtype=np.float32)
+        return [found[f"scored {index}"] for index in range(len(sequences))]
 
     def _check_scorable(self, sequence: Sequence[int], name: str) -> None:
         if len(sequence) > self._longest_scored:
@@ -161,18 +180,38 @@ class Engine(SteppedEngine):
         if reason is not None:
             raise ValueError(f"{name}: {reason}")
 
-    def load_weights(self, flat: np.ndarray, layout: Layout, version: int) -> str:
-        """Takes over weights in the checkpoint's names; the checksum of what arrived (`weights.checksum`).
+    def load_weights(self, buckets: Iterable[tuple[np.ndarray, Layout]], version: int) -> list[str]:
+        """Takes over weights in the checkpoint's names; of each bucket the checksum of what arrived (`weights.checksum`).
 
-        Raises: RuntimeError if the ranks of the engine received different weights, or requests are under way.
+        Requests that are under way go on under the new weights: the keys and values that they have are the old ones'
+        and stay, so that their later tokens are drawn a little off the new policy.
+
+        Raises: RuntimeError if the ranks of the engine received different weights.
         """
-        self.check_idle()
-        checksums = set(self._vllm.collective_rpc("raml_load_weights", args=(flat, layout)))
-        if len(checksums) != 1:
-            raise RuntimeError(f"the engine's ranks received different weights: checksums {sorted(checksums)}")
-        self._vllm.reset_prefix_cache()
+        self._vllm.collective_rpc("raml_start_load")
+        checksums = []
+        for flat, layout in buckets:
+            arrived = set(self._vllm.collective_rpc("raml_load_bucket", args=(flat, layout)))
+            if len(arrived) != 1:
+                raise RuntimeError(f"the engine's ranks received different weights: checksums {sorted(arrived)}")
+            checksums.append(str(arrived.pop()))
+        self._vllm.collective_rpc("raml_finish_load")
+        self._takes(version)
+        return checksums
+
+    def transfer(self, step: str, information: Mapping[str, Any], version: int) -> None:
+        """One step of vLLM's native weight transfer, by the name that vLLM gives it, on every rank of the engine.
+
+        The learner calls them in their order, and nothing may be sampled between the start and the finish of an update.
+        """
+        self._vllm.collective_rpc(step, kwargs=dict(information))
+        if step == "finish_weight_update":
+            self._takes(version)
+
+    def _takes(self, version: int) -> None:
+        self._num_loads += 1
         self._version = version
-        return str(checksums.pop())
+        self._vllm.llm_engine.set_weight_version(str(version))
 
     def module_outputs(self, token_ids: list[int]) -> dict[str, np.ndarray]:
         """Outputs of the modules for one sequence, in forward order, as `weights.learner_outputs` gives them."""
@@ -201,83 +240,13 @@ class Engine(SteppedEngine):
             cleanup_dist_env_and_memory()
 
 
-def arguments(policy_path: str, settings: EngineConfig, *, longest: int, seed: int) -> dict[str, Any]:
-    """What vLLM is started with, whatever drives it; `longest` is the most tokens that it has to hold of a sequence."""
-    on_gpu = torch.cuda.is_available()
-    return {
-        "model": policy_path,
-        "skip_tokenizer_init": True,
-        "trust_remote_code": False,
-        "load_format": "safetensors",
-        "generation_config": "vllm",
-        "seed": seed,
-        "dtype": settings.dtype,
-        "max_model_len": longest,
-        "max_num_seqs": settings.max_num_seqs,
-        "tensor_parallel_size": settings.tensor_parallel_size,
-        "pipeline_parallel_size": settings.pipeline_parallel_size,
-        "gpu_memory_utilization": settings.gpu_memory_utilization,
-        "kv_cache_memory_bytes": None if on_gpu else int(settings.kv_cache_gib * 2**30),
-        "enforce_eager": settings.enforce_eager,
-        # On CPU a prompt that is read in parts fails: vLLM sets its seeded generator back, which CPU ones cannot.
-        "enable_chunked_prefill": on_gpu,
-        "enable_prefix_caching": True,
-        "logprobs_mode": "processed_logprobs",
-        "disable_log_stats": True,
-        "use_tqdm_on_load": False,
-        "worker_extension_cls": "raml_ray.workers.engine_extension.WorkerExtension",
-    }
-
-
-def params_of(request: Request, sampling: Sampling, max_model_len: int) -> "SamplingParams":
-    """How vLLM is told to draw a response that ends, at the latest, at max_model_len."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    room = min(sampling.max_tokens, max_model_len - len(request.prompt_token_ids))
-    return SamplingParams(
-        seed=request.seed,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        min_tokens=min(sampling.min_tokens, room),
-        max_tokens=room,
-        stop=list(sampling.stop),
-        stop_token_ids=list(sampling.stop_token_ids),
-        ignore_eos=True,  # sampling.stop_token_ids says all
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=bool(sampling.stop),
-        skip_special_tokens=False,  # a stop text may be one
-        output_kind=RequestOutputKind.FINAL_ONLY,  # what is unfinished costs no object per token
+def _completion(output: "CompletionOutput") -> Completion:
+    reasons: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "cut"}
+    if output.finish_reason not in reasons:
+        raise RuntimeError(f"vLLM gave a request up: finish_reason={output.finish_reason!r}")
+    return Completion(
+        token_ids=list(output.token_ids),
+        logprobs=list(output.logprobs.logprobs),
+        finish_reason=reasons[output.finish_reason],
+        weight_versions=[Span(int(span.version), span.start, span.end) for span in output.weight_versions],
     )
-
-
-def _start_fast_on_cpu(architectures: Sequence[str], settings: EngineConfig) -> None:
-    """Leaves out what a start in this process would spend half a minute on and not need."""
-    from vllm import ModelRegistry
-
-    # vLLM asks a subprocess (20 s without its cache) what the model class can do, lest CUDA be initialised here.
-    for name in architectures:
-        if name in ModelRegistry.models:
-            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
-    if settings.enforce_eager:
-        # Eager holds for the model only: the sampler's two small functions would still be compiled (C++, 17 s).
-        torch._dynamo.config.disable = True
-    # vLLM collects garbage five times while it starts, each time over all that the imports made.
-    gc.freeze()
-
-
-def _set_environment(policy_path: str) -> None:
-    """What vLLM reads from the environment only."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # engines on one node would all be bound to the same cores
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would win over engine.kv_cache_gib, and knows whole GiB only
-    if Path(policy_path).is_dir():
-        os.environ["HF_HUB_OFFLINE"] = "1"

@@ -7,16 +7,14 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
-import vllm
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from raml_ray.workers import weights
-
-VLLM_SERIES = "0.32."
-"""The vLLM whose reload and packed weights this module was written for and is tested with."""
+from raml_ray.workers import engine_arguments, weights
 
 
 def repack_tied_head(model: nn.Module) -> None:
@@ -33,27 +31,38 @@ class WorkerExtension:
     """Methods for `collective_rpc`. Only the worker that they are mixed into has the attributes they use."""
 
     model_runner: Any
-    reload_weights: Any
+    vllm_config: Any
     _raml_hooks: list[RemovableHandle]
     _raml_outputs: defaultdict[str, list[np.ndarray]]
 
-    def raml_load_weights(self, flat: np.ndarray, layout: weights.Layout) -> str:
-        """Loads weights in checkpoint names and shapes; the checksum of what arrived.
+    def raml_start_load(self) -> None:
+        """From now on `raml_load_bucket` may be called, and nothing sampled until `raml_finish_load`.
 
-        Raises: RuntimeError if this vLLM is not the one that the re-packing was written for.
+        Raises: RuntimeError if this vLLM is not the one that the loading was written for.
         """
-        if not vllm.__version__.startswith(VLLM_SERIES):
-            raise RuntimeError(
-                f"weights are loaded as vLLM {VLLM_SERIES}x needs it, and this is vLLM {vllm.__version__}:"
-                f" install vllm=={VLLM_SERIES}*, or check raml_ray/workers/engine_extension.py against the new release"
-            )
+        engine_arguments.check_version()
+        with set_current_vllm_config(self.vllm_config):
+            initialize_layerwise_reload(self.model_runner.get_model())
+
+    def raml_load_bucket(self, flat: np.ndarray, layout: weights.Layout) -> str:
+        """Loads some of the weights, in checkpoint names and shapes; the checksum of what arrived."""
         model = self.model_runner.get_model()
         tensors = weights.views(flat, layout)
         if model.config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)  # the same tensor twice; the reload takes each parameter once
-        self.reload_weights(weights_iterator=iter(tensors.items()))
-        repack_tied_head(model)
+        with set_current_vllm_config(self.vllm_config):
+            model.load_weights(iter(tensors.items()))
         return weights.checksum(flat, layout)
+
+    def raml_finish_load(self) -> None:
+        """Puts what was loaded to use."""
+        model = self.model_runner.get_model()
+        with set_current_vllm_config(self.vllm_config):
+            finalize_layerwise_reload(model, self.vllm_config.model_config)
+            repack_tied_head(model)
+        self.model_runner.reset_lora_state()
+        self.model_runner.reset_encoder_cache()
+        self.model_runner.reset_mm_cache()
 
     def raml_start_recording(self) -> None:
         """From now on every forward pass is recorded."""

@@ -4,11 +4,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine
+
+Found = TypeVar("Found")
 
 LOOKS_PER_STALL = 10
 """How often within stall_timeout_s the watchdog looks: a stall is told at most so much of it too late."""
@@ -26,6 +28,15 @@ class Asked(NamedTuple):
     answer: Future[Completion | Failure]
 
 
+class Called(NamedTuple):
+    """Something to be done with the engine between two steps."""
+
+    function: Callable[[], Any]
+    holds: bool | None
+    """Whether requests have to wait from then on; None leaves that as it is."""
+    answer: Future[Any]
+
+
 class EngineLoop:
     """One engine that many threads ask at once.
 
@@ -37,11 +48,14 @@ class EngineLoop:
         """Starts both threads; the engine stays the caller's to close.
 
         `on_failure` is called once, before any request is told: with the type and first line of what the engine
-        raised, or when there is work and no step has finished for stall_timeout_s seconds.
+        raised, or when there is work and no step has finished for stall_timeout_s seconds. A call counts as a step.
         """
         self._engine, self._stall_timeout_s, self._on_failure = engine, stall_timeout_s, on_failure
         self._changed = threading.Condition()  # guards everything below
         self._arrived: list[Asked] = []
+        self._called: list[Called] = []
+        self._is_held = False
+        """Requests wait, until a call lets them go on."""
         self._inside: dict[int, Future[Completion | Failure]] = {}
         self._next_number = 0
         self._busy_since: float | None = None
@@ -73,6 +87,24 @@ class EngineLoop:
         answer.set_exception(EngineFailure(reason))
         return answer
 
+    def call(self, function: Callable[[], Found], *, holds: bool | None = None) -> Future[Found]:
+        """Has the function called in the engine's own thread, before its next step; calls are made in their order.
+
+        With `holds` no request goes on, or enters, until a call that says False; calls are made all the same.
+
+        What it raises fails the engine. The future's exception is EngineFailure then, as it is for every request.
+        """
+        called = Called(function, holds, Future())
+        called.answer.set_running_or_notify_cancel()  # nobody can cancel it from now on
+        with self._changed:
+            if self._ended is None:
+                self._called.append(called)
+                self._changed.notify()
+                return called.answer
+            reason = self._ended
+        called.answer.set_exception(EngineFailure(reason))
+        return called.answer
+
     def close(self) -> None:
         """Ends both threads. Waits for the step that is under way, but no longer than stall_timeout_s seconds."""
         reason = "the engine's loop was closed"
@@ -85,7 +117,10 @@ class EngineLoop:
         # The number of OpenMP threads is each thread's own: vLLM's kernels would otherwise take all cores in this one.
         torch.set_num_threads(num_threads)
         try:
-            while self._takes_in_what_arrived():
+            while self._waits_for_work():
+                self._does_what_was_called_for()
+                if self._is_held or not self._takes_in_what_arrived():
+                    continue
                 finished = self._engine.step()
                 with self._changed:
                     self._busy_since = time.monotonic()
@@ -97,16 +132,37 @@ class EngineLoop:
             first_line = str(error).strip().partition("\n")[0]
             self._fail(f"{type(error).__name__}: {first_line}")
 
-    def _takes_in_what_arrived(self) -> bool:
-        """Waits for work, and hands what is new to the engine; False once the loop has ended."""
+    def _waits_for_work(self) -> bool:
+        """False once the loop has ended."""
         with self._changed:
-            while self._ended is None and not self._arrived and not self._inside:
-                self._busy_since = None
+            while self._ended is None and not self._called:
+                has_requests = bool(self._arrived or self._inside)
+                if has_requests and not self._is_held:
+                    break
+                if not has_requests:
+                    self._busy_since = None
+                elif self._busy_since is None:
+                    self._busy_since = time.monotonic()
                 self._changed.wait()
-            if self._ended is not None:
-                return False
             if self._busy_since is None:
                 self._busy_since = time.monotonic()
+            return self._ended is None
+
+    def _does_what_was_called_for(self) -> None:
+        while self._called:
+            called = self._called[0]  # which stays there until it has an answer: a failure tells it, too
+            found = called.function()
+            with self._changed:
+                self._busy_since = time.monotonic()
+                self._is_held = self._is_held if called.holds is None else called.holds
+                is_waited_for = bool(self._called)
+                self._called = self._called[1:]
+            if is_waited_for:
+                called.answer.set_result(found)
+
+    def _takes_in_what_arrived(self) -> bool:
+        """Hands what is new to the engine; False if there is nothing to step for."""
+        with self._changed:
             arrived, self._arrived = self._arrived, []
             numbered = {}
             for asked in arrived:
@@ -121,7 +177,7 @@ class EngineLoop:
                     answer = self._inside.pop(number, None)
                 if answer is not None:
                     answer.set_result(refused)
-        return True
+        return bool(self._inside)
 
     def _watch(self) -> None:
         timeout = self._stall_timeout_s
@@ -151,8 +207,9 @@ class EngineLoop:
         with self._changed:
             left = [asked.answer for asked in self._arrived if asked.answer.set_running_or_notify_cancel()]
             left += self._inside.values()
-            self._arrived, self._inside = [], {}
+            calls = [called.answer for called in self._called]
+            self._arrived, self._inside, self._called = [], {}, []
             self._changed.notify()
         self._over.set()
-        for answer in left:
+        for answer in (*left, *calls):
             answer.set_exception(EngineFailure(reason))

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from raml_ray import records
 from raml_ray.config import ConfigError
 from raml_ray.settings import EngineConfig, EvaluateConfig, GenerateConfig, PromptConfig
-from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
+from raml_ray.workers.sampling import Completion, Failure, FinishReason, Request, Sampling
 
 END_OF_THINKING = "</think>"
 
@@ -78,7 +78,7 @@ class Response:
     """The token that stopped it included."""
     logprobs: list[float]
     """Of each token under the distribution that it was drawn from, nats; 0 of a forced token."""
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     version: int
     """Of the weights that sampled it."""
     forced: list[tuple[int, int]] = field(default_factory=list)

@@ -13,7 +13,7 @@ from raml_ray.formulas import advantages, rewards
 from raml_ray.records import Question, Verdict
 from raml_ray.settings import GrpoConfig
 from raml_ray.text.suffix import AnswerSuffix
-from raml_ray.workers.sampling import Request
+from raml_ray.workers.sampling import Request, Span
 
 
 class Probe(NamedTuple):
@@ -36,8 +36,8 @@ class Rollout:
     logprobs: list[float]
     """Under the distribution that the engine drew them from, nats."""
     finish_reason: str
-    version: int
-    """Of the policy that sampled it."""
+    weight_versions: list[Span]
+    """Which policy versions sampled which of its tokens."""
     verdict: Verdict
     is_well_formed: bool = True
     """In grpo.layout; asked with grpo.reward=paper alone."""

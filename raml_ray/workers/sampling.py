@@ -73,6 +73,19 @@ class Sampling:
         return json.dumps(values, sort_keys=True)
 
 
+class Span(NamedTuple):
+    """Which weights sampled some of a response's tokens: `Span(version=3, start=0, end=17)`."""
+
+    version: int
+    start: int
+    end: int
+    """One past the last of them."""
+
+
+FinishReason = Literal["stop", "length", "cut"]
+"""`cut`: the engine was told to let go of it before it had come to an end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """A sampled response."""
@@ -82,9 +95,14 @@ class Completion:
     logprobs: list[float]
     """Of each token under the distribution that it was drawn from (temperature, top-p, top-k, min-p and penalties
     applied), nats."""
-    finish_reason: Literal["stop", "length"]
-    version: int
-    """Of the weights that sampled it."""
+    finish_reason: FinishReason
+    weight_versions: list[Span]
+    """One behind the other, over all tokens; several where new weights came while it was under way."""
+
+    @property
+    def version(self) -> int:
+        """Of the weights that sampled its last token."""
+        return self.weight_versions[-1].version
 
 
 class Failure(NamedTuple):
@@ -118,10 +136,14 @@ class SteppedEngine(ABC):
     def step(self) -> list[tuple[int, Completion]]:
         """One step of all that is under way; numbers and responses of what finished in it, in no order."""
 
+    @abstractmethod
+    def cut(self) -> None:
+        """Ends all that is under way: the next step gives it with what it has, and the reason `cut`."""
+
     @property
     @abstractmethod
     def num_unfinished(self) -> int:
-        """Requests that were taken in and have no response yet."""
+        """Requests that were taken in and whose response no step has given yet."""
 
     @property
     @abstractmethod

@@ -1,6 +1,7 @@
 """An engine without a model: it answers deterministic tokens. For tests of the pipeline and for its own benchmarks."""
 
 import heapq
+import itertools
 import json
 import math
 import os
@@ -8,16 +9,17 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from raml_ray.settings import EngineConfig
 from raml_ray.workers import weights
-from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine, refusal
+from raml_ray.workers.sampling import Completion, Failure, FinishReason, Request, Sampling, Span, SteppedEngine, refusal
 
 HELD_S = 0.02
 """A step that may give no reply, so that it does not take a whole core."""
@@ -36,6 +38,17 @@ class Script:
         """Raises: TypeError for a name that it does not know."""
         file = Path(policy_path) / "scripted.json"
         return cls(**json.loads(file.read_text())) if file.is_file() else cls()
+
+
+class Running(NamedTuple):
+    """A response under way: all its tokens, of which one more counts with every step."""
+
+    token_ids: list[int]
+    stops: bool
+    began: int
+    """Steps before its first."""
+    versions: list[tuple[int, int]]
+    """Versions of the weights, each with the number of tokens that stood before it came."""
 
 
 class ScriptedEngine(SteppedEngine):
@@ -65,7 +78,8 @@ class ScriptedEngine(SteppedEngine):
         self._settings, self._policy_path, self._seed, self._version = settings, policy_path, seed, 0
         self._script = Script.of(policy_path)
         self._waiting: deque[tuple[int, Request, Sampling]] = deque()
-        self._running: list[tuple[int, int, Completion]] = []  # a heap: the step that ends it, its number
+        self._running: list[tuple[int, int, Running]] = []  # a heap: the step that ends it, its number
+        self._ended: list[tuple[int, Completion]] = []
         self._num_steps = self._num_tokens = self._num_added = self._num_finished = self._num_replies = 0
         self._hold = next(Path(policy_path).glob("hold-*"), None)
         self._befall("start")
@@ -85,8 +99,9 @@ class ScriptedEngine(SteppedEngine):
             for poison in poisons:
                 if int(poison.split("-")[2]) in request.prompt_token_ids:
                     _suffer(poison)
-            reply = self._reply(request, sampling)
-            heapq.heappush(self._running, (self._num_steps + len(reply.token_ids), number, reply))
+            token_ids, stops = self._reply(request, sampling)
+            running = Running(token_ids, stops, self._num_steps, [(self._version, 0)])
+            heapq.heappush(self._running, (self._num_steps + len(token_ids), number, running))
 
     @property
     def version(self) -> int:
@@ -98,7 +113,7 @@ class ScriptedEngine(SteppedEngine):
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._waiting) + len(self._running)
+        return len(self._waiting) + len(self._running) + len(self._ended)
 
     @property
     def num_tokens(self) -> int:
@@ -124,10 +139,10 @@ class ScriptedEngine(SteppedEngine):
             return []
         self._start_waiting()
         self._num_steps += 1
-        finished: list[tuple[int, Completion]] = []
+        finished, self._ended = self._ended, []
         while self._running and self._running[0][0] <= self._num_steps and not self._is_held(len(finished)):
-            _, number, reply = heapq.heappop(self._running)
-            finished.append((number, reply))
+            _, number, running = heapq.heappop(self._running)
+            finished.append((number, self._completion(running, "stop" if running.stops else "length")))
         self._num_tokens += sum(len(reply.token_ids) for _, reply in finished)
         self._num_finished += len(finished)
         self._num_replies += len(finished)
@@ -141,7 +156,20 @@ class ScriptedEngine(SteppedEngine):
             return False
         return self._hold.exists()
 
-    def _reply(self, request: Request, sampling: Sampling) -> Completion:
+    def cut(self) -> None:
+        self._ended += [(number, Completion([], [], "cut", [])) for number, _, _ in self._waiting]
+        self._ended += [(number, self._completion(running, "cut")) for _, number, running in self._running]
+        self._waiting.clear()
+        self._running.clear()
+
+    def _completion(self, running: Running, reason: FinishReason) -> Completion:
+        token_ids = running.token_ids[: self._num_steps - running.began]
+        starts = [*running.versions, (self._version, len(token_ids))]
+        spans = [Span(version, start, end) for (version, start), (_, end) in itertools.pairwise(starts) if start < end]
+        return Completion(token_ids, [-math.log(self._vocab_size)] * len(token_ids), reason, spans)
+
+    def _reply(self, request: Request, sampling: Sampling) -> tuple[list[int], bool]:
+        """All tokens of a response, and whether its last one stops it."""
         script = random.Random(request.seed)
         room = min(sampling.max_tokens, self._settings.max_model_len - len(request.prompt_token_ids))
         fewest, most = self._script.tokens or (1, room + 1)
@@ -153,20 +181,23 @@ class ScriptedEngine(SteppedEngine):
         token_ids = script.choices(others, k=num_tokens if stops else room)
         if stops:
             token_ids[-1] = script.choice(sampling.stop_token_ids)
-        logprobs = [-math.log(self._vocab_size)] * len(token_ids)
-        return Completion(token_ids, logprobs, "stop" if stops else "length", self._version)
+        return token_ids, stops
 
     def token_logprobs(self, sequences: Sequence[list[int]]) -> list[np.ndarray]:
         """Of each sequence ln(1 / V) for every token but the first, nats, (T - 1,)."""
         return [np.full(len(sequence) - 1, -math.log(self._vocab_size), dtype=np.float32) for sequence in sequences]
 
-    def load_weights(self, flat: np.ndarray, layout: weights.Layout, version: int) -> str:
-        """The checksum of what arrived, which is then forgotten. Raises: RuntimeError if requests are under way."""
-        self.check_idle()
+    def load_weights(self, buckets: Iterable[tuple[np.ndarray, weights.Layout]], version: int) -> list[str]:
+        """As `Engine.load_weights`; what arrived is then forgotten."""
         self._befall("load")
-        weights.views(flat, layout)
+        checksums = []
+        for flat, layout in buckets:
+            weights.views(flat, layout)
+            checksums.append(weights.checksum(flat, layout))
         self._version = version
-        return weights.checksum(flat, layout)
+        for _, _, running in self._running:
+            running.versions.append((version, min(self._num_steps - running.began, len(running.token_ids))))
+        return checksums
 
     def module_outputs(self, token_ids: list[int]) -> dict[str, np.ndarray]:
         """Nothing: it has no modules."""

@@ -77,6 +77,26 @@ def flatten(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype = torch.fl
     return flat, layout
 
 
+def buckets(
+    tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, num_bytes: int
+) -> Iterator[tuple[np.ndarray, Layout]]:
+    """Named tensors as flat arrays of at most `num_bytes` each, in their order; a larger tensor is one by itself.
+
+    No more tensors are taken from the iterator at once than one array holds.
+    """
+    named: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        needed = layout_of([(name, tensor)], dtype).num_bytes
+        if named and size + needed > num_bytes:
+            yield flatten(named, dtype)
+            named, size = [], 0
+        named.append((name, tensor))
+        size += needed
+    if named:
+        yield flatten(named, dtype)
+
+
 def views(flat: np.ndarray, layout: Layout) -> dict[str, Tensor]:
     """The tensors of a flat array by name, sharing its memory (which may be read-only: do not write to them then).
 

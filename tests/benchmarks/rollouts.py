@@ -134,7 +134,8 @@ def warm_up(shards: Sequence[Sequence[Request]]) -> list[Request]:
 def by_bare(folder: Path, settings: EngineConfig) -> list[Finished]:
     from vllm.inputs.engine import tokens_input
 
-    from raml_ray.workers.engine import Engine, params_of
+    from raml_ray.workers.engine import Engine
+    from raml_ray.workers.engine_arguments import params_of
 
     shards, sampling = asked_before(folder)
     engine = Engine(str(folder / "policy"), settings, seed=0)
@@ -204,7 +205,7 @@ def by_async(folder: Path, settings: EngineConfig) -> list[Finished]:
     from vllm.inputs.engine import tokens_input
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from raml_ray.workers.engine import arguments, params_of
+    from raml_ray.workers.engine_arguments import arguments, params_of
 
     shards, sampling = asked_before(folder)
     requests = [request for shard in shards for request in shard]

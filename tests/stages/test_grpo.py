@@ -184,11 +184,20 @@ def learners_and_scripted_engines(folder: Path, **changes: object) -> Context:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_no_learner_samples_before_the_engines_have_the_version(cluster: None, tmp_path: Path) -> None:
-    outcome = grpo.run(learners_and_scripted_engines(tmp_path))
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_learners_are_given_trajectories_of_the_version_that_they_ask_for_or_as_old_as_they_allow(
+    cluster: None, tmp_path: Path, ahead: int
+) -> None:
+    mode = "carry" if ahead else "wait"
+    outcome = grpo.run(learners_and_scripted_engines(tmp_path, grpo__max_staleness=ahead, grpo__partial_rollouts=mode))
     assert outcome.figures["grpo/versions"] == 4
     assert outcome.counts == Counts(rows_in=6, rows_out=4, rejected=1, filtered=1)
-    assert [row["step"] for row in read_metrics(Folder(str(tmp_path / "run" / "grpo")))] == [1, 2, 3, 4]
+    rows = read_metrics(Folder(str(tmp_path / "run" / "grpo")))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    # The first step has no older weights; later ones begin while learners still make the version before.
+    assert [row["grpo/staleness_max"] for row in rows] == [0, ahead, ahead, ahead]
+    assert {row["grpo/engines_healthy"] for row in rows} == {1}
+    assert min(row["grpo/sync_gb_per_s"] for row in rows) > 0
 
 
 @pytest.mark.ray
@@ -224,8 +233,8 @@ def test_a_whole_recipe_reaches_pool_and_learners(cluster: None, tmp_path: Path)
 def test_settings_that_no_engine_and_learner_could_do_together_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine\.dtype=float16: .* set engine\.dtype"):
         grpo.run(learners_and_scripted_engines(tmp_path, engine__dtype="float16"))
-    impatient = learners_and_scripted_engines(tmp_path, grpo__sample_timeout_s=900)
-    with pytest.raises(ConfigError, match=r"grpo\.sample_timeout_s=900 .*engine\.request_timeout_s=600"):
+    impatient = learners_and_scripted_engines(tmp_path, grpo__sample_timeout_s=600)
+    with pytest.raises(ConfigError, match=r"grpo\.sample_timeout_s=600 .*engine\.stall_timeout_s=300"):
         grpo.run(impatient)
     grpo.check(Config())
 

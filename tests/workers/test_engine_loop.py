@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
 from raml_ray.settings import EngineConfig
+from raml_ray.workers import weights
 from raml_ray.workers.engine import Engine
 from raml_ray.workers.engine_loop import EngineFailure, EngineLoop
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine
@@ -87,6 +91,57 @@ def test_a_short_request_leaves_while_a_long_one_runs_and_another_takes_its_plac
     # Places for two: the short ones follow each other beside the long one, which ends in its ninth step.
     assert {step: numbers for step, numbers in finished.items() if numbers} == {3: [1], 6: [2], 9: [0, 3]}
     assert (engine.num_unfinished, engine.num_tokens) == (0, 18)
+
+
+def test_a_call_is_made_between_steps_and_can_hold_requests_until_the_next(tmp_path: Path, opened: Opened) -> None:
+    (tmp_path / "scripted.json").write_text('{"seconds_per_step": 0.005, "tokens": [30, 30]}')
+    engine = ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
+    loop = opened(engine, list[str]())
+    sent = [weights.flatten([("w", torch.ones(3))])]
+    long = Sampling(1.0, 1.0, -1, max_tokens=30)
+    running = loop.submit(Request([1], 1), long)
+    time.sleep(0.03)
+    assert loop.call(lambda: engine.load_weights(sent, 4), holds=True).result(DEADLINE_S)
+    steps = engine._num_steps
+    time.sleep(0.05)
+    assert engine._num_steps == steps and not running.done()
+    assert loop.call(lambda: threading.current_thread().name).result(DEADLINE_S) == "engine loop"
+    time.sleep(0.05)
+    assert engine._num_steps == steps
+    loop.call(lambda: None, holds=False)
+    reply = running.result(DEADLINE_S)
+    assert isinstance(reply, Completion)
+    assert [(span.version, span.end) for span in reply.weight_versions] == [(0, steps), (4, 30)]
+    cut = loop.submit(Request([1], 1), long)
+    while not engine._running:
+        time.sleep(0.001)
+    loop.call(engine.cut).result(DEADLINE_S)
+    reply = cut.result(DEADLINE_S)
+    assert isinstance(reply, Completion)
+    assert (reply.finish_reason, reply.version) == ("cut", 4)
+
+
+def test_a_call_that_raises_or_hangs_fails_the_engine(tmp_path: Path, opened: Opened) -> None:
+    def engine_loop(reasons: list[str]) -> EngineLoop:
+        engine = ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
+        return opened(engine, reasons, stall_timeout_s=0.2)
+
+    reasons: list[str] = []
+    loop = engine_loop(reasons)
+    with pytest.raises(EngineFailure, match="ZeroDivisionError"):
+        loop.call(lambda: 1 // 0).result(DEADLINE_S)
+    with pytest.raises(EngineFailure, match="ZeroDivisionError"):
+        loop.submit(Request([1], 1), SAMPLING).result(DEADLINE_S)
+    over = threading.Event()
+    with pytest.raises(EngineFailure, match="stall_timeout_s"):
+        engine_loop(reasons).call(lambda: over.wait(DEADLINE_S)).result(DEADLINE_S)
+    over.set()
+    # Held, and never let go: who holds it has died.
+    held = engine_loop(reasons)
+    held.call(lambda: None, holds=True).result(DEADLINE_S)
+    with pytest.raises(EngineFailure, match="stall_timeout_s"):
+        held.submit(Request([1], 1), SAMPLING).result(DEADLINE_S)
+    assert len(reasons) == 3
 
 
 def test_what_the_engine_raises_reaches_everyone_who_waits_and_everyone_who_comes_later(
@@ -207,16 +262,74 @@ def test_a_request_that_enters_a_busy_engine_gets_what_it_gets_alone(engine: Eng
 
 
 @pytest.mark.vllm
-def test_an_engine_with_work_is_not_disturbed(engine: Engine) -> None:
-    assert engine.add(7, Request([1, 2], 0), SAMPLING) is None
-    with pytest.raises(RuntimeError, match="1 unfinished requests"):
-        engine.token_logprobs([[1, 2, 3]])
+def test_sequences_are_scored_while_requests_go_on(engine: Engine) -> None:
+    request = Request([1, 2], 0)
+    alone = engine.generate([request], SAMPLING)[0]
+    scored = engine.token_logprobs([[1, 2, 3], [4, 5]])
+    assert engine.add(7, request, SAMPLING) is None
+    engine.step()
+    among = engine.token_logprobs([[1, 2, 3], [4, 5]])
+    assert [row.tolist() for row in among] == [pytest.approx(row.tolist(), abs=1e-5) for row in scored]
     with pytest.raises(RuntimeError, match="1 unfinished requests"):
         engine.generate([Request([1], 0)], SAMPLING)
-    numbers = []
+    finished = []
     while engine.num_unfinished:
-        numbers += [number for number, _ in engine.step()]
-    assert numbers == [7]
+        finished += engine.step()
+    assert [number for number, _ in finished] == [7]
+    assert tokens_of([finished[0][1]]) == tokens_of([alone])
+
+
+@pytest.mark.vllm
+def test_new_weights_meet_requests_under_way_and_no_key_of_the_old_ones_is_found_again(
+    engine: Engine, opened: Opened
+) -> None:
+    """The same engine with the weights that it has, with others, and with the first again."""
+    own = tiny.served(vocab_size=VOCAB_SIZE, max_position_embeddings=1024, seed=5)
+    other = tiny.served(vocab_size=VOCAB_SIZE, max_position_embeddings=1024, seed=6)
+    prompt = random.Random(2).choices(range(VOCAB_SIZE), k=200)  # long enough for blocks that a cache would keep
+    request, long = Request(prompt, 3), Sampling(1.0, 1.0, -1, max_tokens=40)
+
+    def load(model: LlamaForCausalLM, version: int) -> list[str]:
+        return engine.load_weights(weights.buckets(model.named_parameters(), torch.float32, 2**16), version)
+
+    def expected(model: LlamaForCausalLM, reply: Completion) -> list[float]:
+        return next(weights.token_logprobs(model, [prompt + reply.token_ids])).tolist()[len(prompt) - 1 :]
+
+    before = engine.generate([request], long)[0]
+    assert isinstance(before, Completion)
+    assert engine.add(1, request, long) is None
+    for _ in range(15):
+        assert engine.step() == []
+    load(other, 1)
+    (_, reply), *_ = [answer for _ in range(40) for answer in engine.step()]
+    assert [tuple(span) for span in reply.weight_versions] == [(0, 0, 15), (1, 15, 40)]
+    assert reply.token_ids[:15] == before.token_ids[:15]
+    assert reply.logprobs[:15] == pytest.approx(expected(own, reply)[:15], abs=1e-4)
+    # What comes later is drawn with the other weights from keys and values of both: near to, not the other policy's.
+    assert np.abs(np.array(reply.logprobs[15:]) - expected(other, reply)[15:]).max() > 1e-3
+    # A fresh request finds nothing of the old weights', though its prompt is the same.
+    fresh = engine.generate([request], long)[0]
+    assert isinstance(fresh, Completion)
+    assert fresh.logprobs == pytest.approx(expected(other, fresh), abs=1e-4)
+    assert [tuple(span) for span in fresh.weight_versions] == [(1, 0, 40)]
+
+    # Cut: what is there is given with the reason, what had not begun has no token.
+    assert engine.add(2, request, long) is None
+    engine.step()
+    engine.step()
+    assert engine.add(3, request, long) is None
+    engine.cut()
+    load(own, 2)
+    cut = dict(engine.step())
+    assert [(cut[n].finish_reason, len(cut[n].token_ids), len(cut[n].logprobs)) for n in (2, 3)] == [
+        ("cut", 2, 2),
+        ("cut", 0, 0),
+    ]
+    assert cut[2].token_ids == fresh.token_ids[:2]
+    assert engine.num_unfinished == 0
+    again = engine.generate([request], long)[0]
+    assert isinstance(again, Completion)
+    assert (again.token_ids, again.version) == (before.token_ids, 2)
 
 
 @pytest.mark.vllm

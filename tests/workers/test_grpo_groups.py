@@ -11,6 +11,7 @@ from raml_ray.records import Question, Verdict
 from raml_ray.settings import GrpoConfig
 from raml_ray.workers import grpo_groups, rollouts
 from raml_ray.workers.rollouts import Rollout
+from raml_ray.workers.sampling import Span
 from tests.workers.test_grpo_loop import SETTINGS, groups, rollout
 
 CORRECT, WRONG = Verdict.CORRECT, Verdict.WRONG
@@ -53,7 +54,7 @@ def test_num_updated_selects_after_the_advantages_were_taken_from_all() -> None:
 
 def test_the_papers_reward_looks_at_the_form() -> None:
     rows = [
-        Rollout("q", [1], [5, 6], [-1.0, -1.0], "stop", 0, verdict, is_well_formed)
+        Rollout("q", [1], [5, 6], [-1.0, -1.0], "stop", [Span(0, 0, 2)], verdict, is_well_formed)
         for verdict, is_well_formed in ((CORRECT, True), (WRONG, True), (CORRECT, False), (Verdict.UNREADABLE, False))
     ]
     settings = of(reward="paper")

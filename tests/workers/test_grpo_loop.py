@@ -11,6 +11,7 @@ from raml_ray.records import Question, Verdict
 from raml_ray.settings import GrpoConfig, TrainConfig
 from raml_ray.workers import checkpoints, grpo_groups, grpo_loop, grpo_update, sharding
 from raml_ray.workers.rollouts import Rollout, questions_of_step, requests_of_step
+from raml_ray.workers.sampling import Span
 from tests.workers import ranks, tiny
 
 SETTINGS = GrpoConfig(
@@ -20,7 +21,8 @@ LIMITS = TrainConfig(max_tokens_per_micro_batch=64, grad_clip=100.0)
 
 
 def rollout(question: int, tokens: list[int], verdict: Verdict, logprob: float = -1.0, version: int = 0) -> Rollout:
-    return Rollout(f"q{question}", [1 + question, 7], tokens, [logprob] * len(tokens), "stop", version, verdict)
+    spans = [Span(version, 0, len(tokens))]
+    return Rollout(f"q{question}", [1 + question, 7], tokens, [logprob] * len(tokens), "stop", spans, verdict)
 
 
 def groups(version: int = 0, num_questions: int = 2) -> list[list[Rollout]]:

@@ -23,6 +23,7 @@ from raml_ray.workers import (
     skipped_batches,
 )
 from raml_ray.workers.rollouts import Probe, Rollout
+from raml_ray.workers.sampling import Span
 from raml_ray.workers.sft_plan import share
 from tests.workers import ranks, tiny
 from tests.workers.test_grpo_loop import LIMITS, SETTINGS, groups, rollout, run
@@ -216,7 +217,8 @@ def test_a_step_without_anything_to_learn_from_is_counted(case: str) -> None:
     def given(version: int) -> list[list[Rollout]]:
         verdict = Verdict.TIMEOUT if case == "unjudged" else Verdict.UNREADABLE
         tokens = [] if case == "refused" else [5, 6]
-        row = Rollout("q", [1, 7], tokens, [-1.0] * len(tokens), "length", version, verdict)
+        spans = [Span(version, 0, len(tokens))]
+        row = Rollout("q", [1, 7], tokens, [-1.0] * len(tokens), "length", spans, verdict)
         return [[row] * 4, [row] * 4]
 
     with ranks.alone():

@@ -187,6 +187,6 @@ def test_an_engine_that_takes_over_merged_weights_agrees_with_the_adapted_learne
         merged = weights.flatten(learner.full_tensors())
     engine = Engine(str(tmp_path), EngineConfig(max_model_len=64, kv_cache_gib=0.05, max_num_seqs=16), seed=0)
     assert weights.compare(engine.token_logprobs(sequences), mine).max_abs > 1e-2
-    engine.load_weights(*merged, 1)
+    engine.load_weights([merged], 1)
     assert weights.compare(engine.token_logprobs(sequences), mine).max_abs < 1e-5
     engine.close()

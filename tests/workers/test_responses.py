@@ -15,7 +15,7 @@ from raml_ray.settings import BaseConfig, EngineConfig
 from raml_ray.workers.engine import Engine
 from raml_ray.workers.engine_loop import EngineFailure, EngineLoop
 from raml_ray.workers.responses import Budget, Response, budget_of, respond
-from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
+from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, Span
 from raml_ray.workers.scripted_engine import ScriptedEngine
 
 TOKENIZER = miniature.build()
@@ -58,7 +58,9 @@ def first_then(first: Completion, second: Completion | Failure) -> HandMade:
 
 
 def completion(token_ids: list[int], reason: str = "length", version: int = 0) -> Completion:
-    return Completion(token_ids, [-0.5] * len(token_ids), "stop" if reason == "stop" else "length", version)
+    return Completion(
+        token_ids, [-0.5] * len(token_ids), "stop" if reason == "stop" else "length", [Span(version, 0, len(token_ids))]
+    )
 
 
 def test_without_a_budget_a_request_is_asked_once_and_as_it_is() -> None:
@@ -207,12 +209,9 @@ def check(plain: Response, budgeted: Response, *, budget: Budget, max_tokens: in
 class SameStart(ScriptedEngine):
     """A scripted engine whose shorter response is the beginning of its longer one, as a real engine's is."""
 
-    def _reply(self, request: Request, sampling: Sampling) -> Completion:
-        whole = super()._reply(request, replace(sampling, max_tokens=60))
-        if len(whole.token_ids) <= sampling.max_tokens:
-            return whole
-        kept = sampling.max_tokens
-        return Completion(whole.token_ids[:kept], whole.logprobs[:kept], "length", whole.version)
+    def _reply(self, request: Request, sampling: Sampling) -> tuple[list[int], bool]:
+        token_ids, stops = super()._reply(request, replace(sampling, max_tokens=60))
+        return token_ids[: sampling.max_tokens], stops and len(token_ids) <= sampling.max_tokens
 
 
 @pytest.fixture

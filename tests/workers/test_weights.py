@@ -82,6 +82,17 @@ def test_the_checksum_knows_every_byte_and_every_name() -> None:
     assert weights.checksum(flat.copy(), layout) == weights.checksum(flat, layout)
 
 
+def test_buckets_hold_no_more_than_asked_and_one_large_tensor_is_one() -> None:
+    tensors = [(name, torch.ones(num)) for name, num in (("a", 16), ("b", 16), ("c", 40), ("d", 1), ("e", 16))]
+    # 64, 64, 160 (192 with alignment), 4 (64) and 64 bytes
+    parts = list(weights.buckets(tensors, torch.float32, 128))
+    assert [[entry.name for entry in layout.entries] for _, layout in parts] == [["a", "b"], ["c"], ["d", "e"]]
+    assert [flat.nbytes for flat, _ in parts] == [128, 192, 128]
+    found = {name: tensor for part in parts for name, tensor in weights.views(*part).items()}
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors)
+    assert list(weights.buckets([], torch.float32, 128)) == []
+
+
 def test_an_array_of_another_length_than_its_layout_is_refused() -> None:
     flat, layout = weights.flatten([("w", torch.zeros(4))])
     with pytest.raises(ValueError, match="layout says"):
@@ -137,12 +148,15 @@ def test_an_engine_agrees_with_the_learner_after_every_load(
     for version in (1, 2):
         perturb(model)
         assert agreement(engine, model).max_abs > 1e-2
-        flat, layout = weights.flatten(model.named_parameters())
-        flat.flags.writeable = version == 1  # an array out of an object store is not
-        assert engine.load_weights(flat, layout, version) == weights.checksum(flat, layout)
+        # In one array, and in many.
+        parts = list(weights.buckets(model.named_parameters(), torch.float32, 2**30 if version == 1 else 20_000))
+        assert (len(parts) > 5) == (version == 2)
+        for flat, _ in parts:
+            flat.flags.writeable = version == 1  # an array out of an object store is not
+        assert engine.load_weights(iter(parts), version) == [weights.checksum(*part) for part in parts]
         assert engine.version == version
         if version == 1:
-            flat[:] = 0  # the engine must not go on reading what it was sent
+            parts[0][0][:] = 0  # the engine must not go on reading what it was sent
         assert agreement(engine, model).max_abs < 1e-5
     outputs = engine.module_outputs(SEQUENCES[0])
     assert weights.first_difference(outputs, weights.learner_outputs(model, SEQUENCES[0]), 1e-4) is None
@@ -156,7 +170,7 @@ def test_an_engine_agrees_with_the_learner_after_every_load(
 
     monkeypatch.setattr(engine_extension, "repack_tied_head", lambda model: None)
     perturb(model)
-    engine.load_weights(*weights.flatten(model.named_parameters()), 3)
+    engine.load_weights([weights.flatten(model.named_parameters())], 3)
     if tied:
         assert agreement(engine, model).max_abs > 1e-4
         outputs = engine.module_outputs(SEQUENCES[0])
@@ -174,4 +188,4 @@ def test_another_vllm_than_the_one_it_was_written_for_is_refused(monkeypatch: py
 
     monkeypatch.setattr(vllm, "__version__", "0.33.0")
     with pytest.raises(RuntimeError, match=r"needs it, and this is vLLM 0\.33\.0"):
-        WorkerExtension().raml_load_weights(*weights.flatten([("w", torch.ones(1))]))
+        WorkerExtension().raml_start_load()
