@@ -91,6 +91,7 @@ class PoolLink:
         return sampled.groups, {
             "time/generate_s": sampled.generate_s,
             "time/judge_s": sampled.judge_s,
+            "grpo/judged_early_fraction": sampled.judged_early,
             "grpo/engines_replaced": float(sampled.engines_replaced),
             "grpo/refills": float(sampled.refills),
             "grpo/engines_healthy": float(sampled.engines["healthy"]),

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -32,6 +32,34 @@ MOST_ENGINES_LOST = 5
 """Engines that may be lost over one group: it is asked again of another, until it is taken to be the cause."""
 
 
+class Group(NamedTuple):
+    """One question's judged rollouts, and when its last response and its last verdict were there (monotonic seconds)."""
+
+    rollouts: list[Rollout]
+    sampled: float
+    judged: float
+
+
+class Wave(NamedTuple):
+    """Groups that were asked for together, from that moment on."""
+
+    began: float
+    groups: list[Group]
+
+    @property
+    def sampled(self) -> float:
+        return max(group.sampled for group in self.groups)
+
+    @property
+    def judged(self) -> float:
+        return max(group.judged for group in self.groups)
+
+    @property
+    def num_judged_early(self) -> int:
+        """Groups that had their verdicts before the last response was there."""
+        return sum(group.judged < self.sampled for group in self.groups)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """A step's groups: Q lists of G rollouts, and what their making took."""
@@ -39,6 +67,8 @@ class Sampled:
     groups: list[list[Rollout]]
     generate_s: float
     judge_s: float
+    judged_early: float
+    """Share of the groups that were judged while engines were still at work on others, [0, 1]."""
     engines_replaced: int
     refills: int
     """Times that further questions were asked because too many groups had nothing to teach."""
@@ -160,24 +190,27 @@ class RolloutPool:
         settings, seed, replaced = self._config.grpo, self._config.seed, self._engines.num_replaced
         num = recipes.questions_of_a_step(settings)
         asked = rollouts.questions_of_step(self._questions, step, num=num, seed=seed)
-        groups, generate_s, judge_s = await self._groups(asked, step, first_place=0)
-        num_refills = 0
-        while num_refills < recipes.of(settings).max_refills:
-            missing = num - rollouts.num_teaching(groups, settings)
-            more = rollouts.questions_of_refill(self._questions, asked, step, num_refills, num=missing, seed=seed)
+        waves = [await self._wave(asked, step, first_place=0)]
+        while len(waves) <= recipes.of(settings).max_refills:
+            missing = num - rollouts.num_teaching([group.rollouts for wave in waves for group in wave.groups], settings)
+            more = rollouts.questions_of_refill(self._questions, asked, step, len(waves) - 1, num=missing, seed=seed)
             if not more:
                 break
-            num_refills += 1
-            found, generated, judged = await self._groups(more, step, first_place=len(asked))
-            asked, groups = asked + more, groups + found
-            generate_s, judge_s = generate_s + generated, judge_s + judged
-        replaced = self._engines.num_replaced - replaced
-        return Sampled(groups, generate_s, judge_s, replaced, num_refills, await self.states())
+            waves.append(await self._wave(more, step, first_place=len(asked)))
+            asked = asked + more
+        groups = [group.rollouts for wave in waves for group in wave.groups]
+        return Sampled(
+            groups,
+            generate_s=sum(wave.sampled - wave.began for wave in waves),
+            judge_s=sum(wave.judged - wave.sampled for wave in waves),
+            judged_early=sum(wave.num_judged_early for wave in waves) / len(groups),
+            engines_replaced=self._engines.num_replaced - replaced,
+            refills=len(waves) - 1,
+            engines=await self.states(),
+        )
 
-    async def _groups(
-        self, questions: list[Question], step: int, *, first_place: int
-    ) -> tuple[list[list[Rollout]], float, float]:
-        """A judged group of each question, and the seconds up to the last response, and from there to the last verdict."""
+    async def _wave(self, questions: list[Question], step: int, *, first_place: int) -> Wave:
+        """A judged group of each question."""
         began, size = time.monotonic(), self._config.grpo.num_trajectories
         requests = rollouts.requests_of_step(
             questions,
@@ -187,23 +220,22 @@ class RolloutPool:
             seed=self._config.seed,
             first_place=first_place,
         )
-        found = await asyncio.gather(
+        groups = await asyncio.gather(
             *(
                 self._group(question, requests[place * size : (place + 1) * size], step)
                 for place, question in enumerate(questions)
             )
         )
-        generated = max(when for _, when in found)
-        return [group for group, _ in found], generated - began, time.monotonic() - generated
+        return Wave(began, groups)
 
-    async def _group(self, question: Question, requests: list[Request], step: int) -> tuple[list[Rollout], float]:
-        """One question's judged rollouts, and when they had been sampled. Judging goes on beside the engines' work."""
+    async def _group(self, question: Question, requests: list[Request], step: int) -> Group:
+        """One question's judged rollouts. Judging goes on beside the engines' work."""
         answers = await self._answers(question, requests)
         faults.reach("pool", 0, step + 1)
-        generated = time.monotonic()
+        sampled = time.monotonic()
         async with self._judging:
             groups = await asyncio.to_thread(self._judge.judged, [question], requests, answers)
-        return groups[0], generated
+        return Group(groups[0], sampled, time.monotonic())
 
     async def _answers(self, question: Question, requests: list[Request]) -> list[Completion | Failure]:
         """Raises: RuntimeError if MOST_ENGINES_LOST engines were lost over them, or none is left."""
