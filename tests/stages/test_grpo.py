@@ -184,8 +184,9 @@ def learners_and_scripted_engines(folder: Path, **changes: object) -> Context:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_no_learner_samples_before_the_engines_have_the_version(cluster: None, tmp_path: Path) -> None:
-    outcome = grpo.run(learners_and_scripted_engines(tmp_path))
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+def test_no_learner_samples_before_the_engines_have_the_version(cluster: None, tmp_path: Path, strategy: str) -> None:
+    outcome = grpo.run(learners_and_scripted_engines(tmp_path, train__strategy=strategy))
     assert outcome.figures["grpo/versions"] == 4
     assert outcome.counts == Counts(rows_in=6, rows_out=4, rejected=1, filtered=1)
     assert [row["step"] for row in read_metrics(Folder(str(tmp_path / "run" / "grpo")))] == [1, 2, 3, 4]
