@@ -16,7 +16,7 @@ command -v "$python" >/dev/null || python=python3
   missing "the lock is for Python 3.11, which is not here" "sudo apt-get install python3.11 python3.11-venv   (or PYTHON=/path/to/python3.11 make ...)"
 "$python" -c 'import ensurepip' 2>/dev/null ||
   missing "this Python cannot make virtual environments" "sudo apt-get install python3.11-venv"
-command -v g++ >/dev/null || missing "a C++ compiler is missing, which DeepSpeed and torch.compile call" "sudo apt-get install g++"
+command -v g++ >/dev/null || missing "a C++ compiler is missing, which torch.compile calls" "sudo apt-get install g++"
 command -v bwrap >/dev/null ||
   printf 'raml_ray: note: bubblewrap is missing; nothing here needs it until model-written code is run\n  type: sudo apt-get install bubblewrap\n' >&2
 

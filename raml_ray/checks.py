@@ -96,6 +96,26 @@ def parallel_sizes(engine: EngineConfig) -> None:
         )
 
 
+def learners(train: TrainConfig) -> None:
+    """What a strategy or a device does not have is not asked of it."""
+    if train.zero_stage and train.strategy != "deepspeed":
+        raise ValueError(
+            f"train.zero_stage={train.zero_stage} has no effect under train.strategy={train.strategy}: set"
+            " train.strategy=deepspeed, or leave it out"
+        )
+    if train.offload and not train.gpus_per_worker:
+        raise ValueError(
+            "train.offload=true moves what lies on a GPU to CPU memory, and train.gpus_per_worker=0 gives none:"
+            " set train.gpus_per_worker=1, or train.offload=false"
+        )
+    if train.attention == "flash_attention_2" and not (train.gpus_per_worker and train.dtype == "bfloat16"):
+        raise ValueError(
+            f"train.attention=flash_attention_2 computes in bfloat16 on a GPU, and train.dtype={train.dtype} with"
+            f" train.gpus_per_worker={train.gpus_per_worker:g}: set train.dtype=bfloat16 train.gpus_per_worker=1, or"
+            " train.attention=auto"
+        )
+
+
 def response_ends(generate: GenerateConfig, evaluate: EvaluateConfig, engine: EngineConfig) -> None:
     """When a response may end."""
     if generate.min_tokens > generate.max_tokens:

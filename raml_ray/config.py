@@ -101,6 +101,7 @@ class Config(Settings):
         checks.outer_loss(self.sft)
         checks.adapters(self.train)
         checks.parallel_sizes(self.engine)
+        checks.learners(self.train)
         checks.response_ends(self.generate, self.evaluate, self.engine)
         checks.set_names(self.evaluate)
         checks.learner_probe(self.train)

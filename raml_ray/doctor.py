@@ -16,6 +16,7 @@ from raml_ray.config import Config, override
 PINNED = {"torch": "2.13.0", "ray": "2.60.0", "mlflow": "3.17.2", "math-verify": "0.9.0"}
 """The versions that everything here was measured with."""
 ENGINE = "0.32.0"
+DEEPSPEED = "0.19.8"
 TRANSFORMERS = ((5, 16, 1), (5, 20))
 DISK_GIB, SHARED_MEMORY_GIB, MEMORY_GIB = 2.0, 1.0, 6.0
 
@@ -51,6 +52,7 @@ def examine() -> Iterator[Finding]:
     yield _space("shared memory", "/dev/shm", SHARED_MEMORY_GIB, "mount it larger (docker run --shm-size=2g)")
     yield _memory(Path("/proc/meminfo"))
     yield _gpu()
+    yield from _learners()
     yield from _ray()
     yield _tracking()
 
@@ -132,7 +134,7 @@ def _cpu(cpuinfo: Path) -> Finding:
 def _compiler() -> Finding:
     if shutil.which("g++"):
         return Finding("ok", "compiler", "g++")
-    return Finding("warn", "compiler", "no g++, which DeepSpeed and torch.compile call", "sudo apt-get install g++")
+    return Finding("warn", "compiler", "no g++, which torch.compile calls", "sudo apt-get install g++")
 
 
 def _sandbox() -> Finding:
@@ -183,14 +185,27 @@ def _gpu() -> Finding:
     if not torch.cuda.is_available():
         return Finding("ok", "GPU", "none; engines and learners run on CPU")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    if _version("flash-attn"):
-        return Finding("ok", "GPU", ", ".join(names))
-    return Finding(
-        "warn",
-        "GPU",
-        f"{', '.join(names)}, without flash-attn",
-        "attention runs through torch's SDPA; deploy/install.sh gpu builds flash-attn",
-    )
+    return Finding("ok", "GPU", ", ".join(names))
+
+
+def _learners() -> Iterator[Finding]:
+    """What `train.attention=auto` takes here, and whether `train.strategy=deepspeed` can be had."""
+    import torch
+
+    from raml_ray.workers import attention_choice
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = attention_choice.choose(Config().train, device, torch.bfloat16)
+    # Of two kernels torch's is the slower one on a GPU; on a CPU there is no other.
+    level: Literal["ok", "warn"] = "warn" if device.type == "cuda" and chosen.remedy else "ok"
+    remedy = chosen.remedy if level == "warn" else ""
+    yield Finding(level, "attention", f"train.attention=auto takes {chosen.name}, {chosen.why}", remedy)
+    version = _version("deepspeed")
+    if version == DEEPSPEED:
+        yield Finding("ok", "DeepSpeed", version)
+    else:
+        what = f"{version or 'not installed'}; only train.strategy=deepspeed needs it"
+        yield Finding("warn", "DeepSpeed", what, f"deepspeed=={DEEPSPEED} is what this was measured with: make setup")
 
 
 def _ray() -> Iterator[Finding]:

@@ -226,6 +226,16 @@ class TrainConfig(Settings):
     """What the learners of `sft` and `grpo` share."""
 
     strategy: Literal["fsdp", "deepspeed"] = "fsdp"
+    """Who splits the policy over the workers: torch's FSDP2, or DeepSpeed's ZeRO. Losses are the same."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """Of strategy=deepspeed: 1 splits optimizer state, 2 gradients too, 3 weights too; 0 takes 3. Has no meaning elsewhere."""
+    offload: bool = False
+    """Optimizer state, and what else the strategy can (fsdp, ZeRO-3: gradients and weights), lies in CPU memory."""
+    activation_checkpointing: bool = False
+    """Each layer is computed again in the backward pass: a third more time for memory of one layer instead of all."""
+    attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
+    """`auto`: flash-attn where it is installed, the policy knows it, and training is in bfloat16 on a GPU; torch's kernel
+    otherwise."""
     num_workers: int = Field(1, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)

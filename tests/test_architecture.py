@@ -77,7 +77,7 @@ ONLY_IN = {
     "ray": ("cluster.py", "stages/", "doctor.py"),
     "mlflow": ("tracking.py",),
     "vllm": ("workers/engine",),
-    "deepspeed": ("workers/sharding.py",),
+    "deepspeed": ("workers/sharding_deepspeed.py",),
     "peft": ("workers/lora.py",),
     "matplotlib": ("stages/report",),
     "math_verify": ("text/equality.py", "text/paper_judge.py"),

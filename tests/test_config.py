@@ -58,6 +58,9 @@ def test_a_value_that_looks_like_json_is_read_as_json_and_another_as_text() -> N
             "engine.gpus_per_engine=4 differs from engine.tensor_parallel_size=4 times engine.pipeline_parallel_size=2",
         ),
         ({"engine.gpus_per_engine": 2}, "set engine.gpus_per_engine=1"),
+        ({"train.zero_stage": 2}, "train.zero_stage=2 has no effect under train.strategy=fsdp"),
+        ({"train.offload": True}, "train.gpus_per_worker=0 gives none: set train.gpus_per_worker=1"),
+        ({"train.attention": "flash_attention_2"}, "set train.dtype=bfloat16 train.gpus_per_worker=1"),
         ({"generate.min_tokens": 129}, "generate.min_tokens=129 exceeds generate.max_tokens=128"),
         (
             {"evaluate.stop": ["."], "engine.kind": "scripted"},

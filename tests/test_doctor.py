@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from raml_ray import doctor, ui
 from raml_ray.config import Config, ConfigError, override
@@ -44,6 +45,19 @@ def test_a_missing_tool_is_answered_with_the_line_to_type(monkeypatch: pytest.Mo
     assert finding.level == "warn", "only programs as answers need it"
     assert "bwrap" in finding.found
     assert "sudo apt-get install bubblewrap" in finding.remedy
+
+
+def test_what_learners_find_here_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, deepspeed = doctor._learners()
+    assert (deepspeed.level, attention.level) == ("ok", "ok")
+    assert attention.found == "train.attention=auto takes sdpa, because training runs on cpu"
+    monkeypatch.setattr(doctor, "DEEPSPEED", "0.0.0")
+    assert "make setup" in list(doctor._learners())[1].remedy
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    attention = next(doctor._learners())
+    assert attention.level == "warn"
+    assert "flash-attn is not installed here" in attention.found
+    assert "deploy/install.sh gpu" in attention.remedy
 
 
 def test_a_tracking_server_that_is_down_is_found_and_its_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

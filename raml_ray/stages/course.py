@@ -39,6 +39,8 @@ class Course:
         self._learner, self._folder, self._origin = learner, folder, json.loads(json.dumps(origin))
         self._keep = config.train.keep_checkpoints
         found = checkpoints.load(folder.file(CHECKPOINTS), learner.state())
+        if found:
+            learner.refresh()
         if found and (changed := changes(found.extra, self._origin)):
             raise ConfigError(
                 f"{folder.file(CHECKPOINTS)} was made with something else:\n  " + "\n  ".join(changed) + "\n"

@@ -72,8 +72,6 @@ def check(train: TrainConfig, folder: Folder, policy_path: str) -> None:
 
     Raises: ValueError naming the setting or the policy folder.
     """
-    if train.strategy != "fsdp":
-        raise ConfigError(f"train.strategy={train.strategy!r} is not built yet: set train.strategy=fsdp")
     if is_url(folder.path):
         raise ConfigError(
             f"step folder {folder.path}: learners write checkpoints to a file system that all of them share, not yet"
@@ -160,13 +158,15 @@ def leaving() -> Iterator[dict[str, Any]]:
 
 
 def loaded(policy_path: str, config: Config) -> "Sharded":
-    """The policy that training starts from, split over the ranks; the same on every rank if its weights are random."""
+    """The policy that training starts from, split over the ranks; rank 0 alone reads it, or draws its weights."""
     import torch
+    import torch.distributed as dist
 
     from raml_ray.workers import sharding
 
     torch.manual_seed(config.seed)
-    return sharding.wrap(policy.load_model(policy_path, random_init=config.policy.random_init), config.train)
+    model = policy.load_model(policy_path, random_init=config.policy.random_init, without_weights=dist.get_rank() > 0)
+    return sharding.wrap(model, config.train)
 
 
 def save_policy(learner: "Sharded", folder: Folder, policy_path: str) -> None:

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import is_flash_attn_2_available
 
+from raml_ray.settings import TrainConfig
 from raml_ray.text.batches import Example, collate
+from raml_ray.workers.attention_choice import Choice, choose
 from raml_ray.workers.policy import token_logprobs
 
 PACKED = "raml_packed"
@@ -30,11 +31,23 @@ CHECK_LENGTH, LONGEST_CHECK = 24, 64
 """Tokens of the longer sequence that `check` looks at; more, up to the second, where a sliding window is to be passed."""
 
 
-def use_packed(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
-    """Make the model take packed rows (and padded ones as before): by flash-attn where it is installed and can compute
-    (CUDA, half precision), else by `packed`.
+def use(model: PreTrainedModel, settings: TrainConfig, device: torch.device, dtype: torch.dtype) -> Choice:
+    """Give the model the attention that `train.attention` and `train.packing` ask for, where it trains on `device` in
+    `dtype`, and say which it is; packed, it is checked where
+    it is and as it is, unless that is the meta device.
 
-    `device` and `dtype` are those of training; the model is checked where it is and as it is.
+    Raises: ValueError if flash-attn is asked for and cannot be had; as `use_packed` does.
+    """
+    chosen = choose(settings, device, dtype, model)
+    if settings.packing:
+        use_packed(model, by_flash=chosen.name == "flash_attention_2")
+    else:
+        model.set_attn_implementation(chosen.name)
+    return chosen
+
+
+def use_packed(model: PreTrainedModel, *, by_flash: bool = False) -> None:
+    """Make the model take packed rows (and padded ones as before): by flash-attn, or by `packed`.
 
     Raises: ValueError if the model's layers mix tokens in ways that packed sequences cannot be kept apart in.
     """
@@ -44,19 +57,17 @@ def use_packed(model: PreTrainedModel, device: torch.device, dtype: torch.dtype)
             f"{model.config.model_type} policies ({', '.join(sorted(kinds)) or type(model).__name__}) do not keep packed"
             " sequences apart: set train.packing=false"
         )
-    is_flash = (
-        device.type == "cuda" and dtype.itemsize == 2 and model._supports_flash_attn and is_flash_attn_2_available()
-    )
-    model.set_attn_implementation(APART if is_flash else PACKED)
-    check(model)
-    if is_flash:
+    model.set_attn_implementation(APART if by_flash else PACKED)
+    if model.device.type != "meta":
+        check(model)
+    if by_flash:
         model.set_attn_implementation("flash_attention_2")
 
 
 def check(model: PreTrainedModel) -> None:
     """Compare the log-probabilities of two short random sequences packed with the same two padded; always the same two,
     without dropout, and without a trace in the model or torch's generators. Sliding windows are compared as such: the
-    padded pass's masks tell theirs, however long. A model on the meta device is stood in for by one of random weights.
+    padded pass's masks tell theirs, however long.
 
     Raises: ValueError if they differ by more than 0.001 nats in float32 (rounding: 1e-6), or 0.5 in half precision (0.02
     in two layers, more in deep models: small leaks are seen in float32 only); or as the attention function does.
@@ -68,16 +79,15 @@ def check(model: PreTrainedModel) -> None:
     sizes = (longest // 2, longest)  # the longer one last: leaks come from what lies before
     ids = [torch.randint(settings.vocab_size, (size,), generator=draw).tolist() for size in sizes]
     sequences = [Example(ids_T[:1], ids_T[1:]) for ids_T in ids]
-    on_meta = model.device.type == "meta"
     with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        checked = (type(model)(model.config) if on_meta else model).eval()
+        model.eval()
         found = []
         for packing in (False, True):
-            batch = collate(sequences, packing=packing).to(checked.device)
-            logprob_BT = token_logprobs(checked, batch.input_ids_BT, batch.attention_mask_BT, batch.position_ids_BT)
+            batch = collate(sequences, packing=packing).to(model.device)
+            logprob_BT = token_logprobs(model, batch.input_ids_BT, batch.attention_mask_BT, batch.position_ids_BT)
             found.append(torch.cat(batch.split(logprob_BT)))
     model.train(is_training)
-    most = 1e-3 if checked.dtype.itemsize >= 4 else 0.5
+    most = 1e-3 if model.dtype.itemsize >= 4 else 0.5
     # Weights that are not finite are no fault of packing: the training loop names them.
     if not torch.allclose(found[1], found[0], rtol=0, atol=most, equal_nan=True):
         gap = float((found[1] - found[0]).abs().max())

@@ -40,10 +40,13 @@ TOKENIZER_FILES = (
 )
 
 
-def load_model(path: str, *, dtype: torch.dtype = torch.float32, random_init: bool = False) -> "PreTrainedModel":
+def load_model(
+    path: str, *, dtype: torch.dtype = torch.float32, random_init: bool = False, without_weights: bool = False
+) -> "PreTrainedModel":
     """The causal LM of a folder or hub name, from safetensors only and without any code of the folder's.
 
-    `random_init` takes the architecture and fresh weights (of torch's generator) instead.
+    `random_init` takes the architecture and fresh weights (of torch's generator) instead; `without_weights` takes the
+    architecture alone, on the meta device.
 
     Raises: ValueError if a folder has no config.json or no safetensors, or the architecture changes its logits in a
     way that `token_logprobs` would miss.
@@ -53,7 +56,10 @@ def load_model(path: str, *, dtype: torch.dtype = torch.float32, random_init: bo
     check_folder(path, weights=not random_init)
     _check_logits(load_config(path))
     kwargs = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
-    if random_init:
+    if without_weights:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(load_config(path), **kwargs)
+    elif random_init:
         model = AutoModelForCausalLM.from_config(load_config(path), **kwargs)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **kwargs)

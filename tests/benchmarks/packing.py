@@ -86,7 +86,7 @@ def as_drawn(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
 def taken(way: str, model: PreTrainedModel, batch: Sequence[Example], max_tokens: int) -> Pass:
     packing = way == "packed"
     if packing:
-        attention.use_packed(model, torch.device("cpu"), torch.float32)
+        attention.use_packed(model)
     else:
         model.set_attn_implementation("sdpa")
     model.zero_grad(set_to_none=True)

@@ -184,12 +184,12 @@ def learners_and_scripted_engines(folder: Path, **changes: object) -> Context:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize(("ahead", "strategy"), [(0, "fsdp"), (0, "deepspeed"), (1, "fsdp")])
 def test_learners_are_given_trajectories_of_the_version_that_they_ask_for_or_as_old_as_they_allow(
-    cluster: None, tmp_path: Path, ahead: int
+    cluster: None, tmp_path: Path, ahead: int, strategy: str
 ) -> None:
-    mode = "carry" if ahead else "wait"
-    outcome = grpo.run(learners_and_scripted_engines(tmp_path, grpo__max_staleness=ahead, grpo__partial_rollouts=mode))
+    modes = {"grpo__max_staleness": ahead, "grpo__partial_rollouts": "carry" if ahead else "wait"}
+    outcome = grpo.run(learners_and_scripted_engines(tmp_path, train__strategy=strategy, **modes))
     assert outcome.figures["grpo/versions"] == 4
     assert outcome.counts == Counts(rows_in=6, rows_out=4, rejected=1, filtered=1)
     rows = read_metrics(Folder(str(tmp_path / "run" / "grpo")))

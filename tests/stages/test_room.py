@@ -7,9 +7,10 @@ import ray
 
 from raml_ray import cluster, presets
 from raml_ray.config import Config, ConfigError, override
-from raml_ray.formulas import memory
+from raml_ray.formulas import architecture, memory
 from raml_ray.stages import room
 from raml_ray.stages.room import Longest, tokens_of_a_pass
+from raml_ray.workers import policy as policies
 from tests.stages import contexts
 
 MANY = Longest("sft.max_length", 512, 64)
@@ -24,6 +25,16 @@ def test_a_pass_has_the_budget_or_one_longer_example_but_never_more_than_there_i
     assert tokens_of_a_pass(config().train, Longest("sft.max_length", 30_000, 64)) == 30_000
     assert tokens_of_a_pass(config().train, Longest("sft.max_length", 100, 8)) == 800
     assert tokens_of_a_pass(config(num_workers=4).train, Longest("sft.max_length", 100, 6)) == 200
+
+
+def test_the_estimate_is_of_the_strategy_that_is_set(tmp_path: Path) -> None:
+    made = architecture.of(policies.load_config(contexts.policy(tmp_path / "policy")).to_dict())
+    assert made
+    assert room.split_of(config().train, made) == memory.Split(num_ranks=1, dtype_bytes=4)
+    gpus = {"gpus_per_worker": 1, "dtype": "bfloat16", "num_workers": 8}
+    zero = config(**gpus, strategy="deepspeed", offload=True, activation_checkpointing=True)
+    assert room.split_of(zero.train, made) == memory.Split(8, 2, stage=3, offload=True, recompute=True)
+    assert room.split_of(config(strategy="deepspeed", zero_stage=1).train, made).stage == 1
 
 
 def test_what_does_not_fit_is_refused_with_the_longest_that_does(tmp_path: Path) -> None:

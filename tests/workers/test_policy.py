@@ -5,12 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.text.batches import Example, collate
 from raml_ray.workers import policy
-from tests.workers import tiny
+from tests.workers import meters, tiny
 
 
 def plain(model: PreTrainedModel, ids_BT: Tensor, temperature: float = 1.0) -> Tensor:
@@ -52,6 +59,22 @@ def test_chunked_log_probabilities_and_gradients_are_the_plain_ones(token_chunk:
     for mine, theirs in zip(found, expected, strict=True):
         assert mine is not None
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_logits_exist_for_one_chunk_of_tokens_at_a_time_in_the_backward_pass_too() -> None:
+    num_tokens, vocab_size, chunk = 4096, 8192, 1024
+    config = Qwen2Config(
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, attn_implementation="sdpa",
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    ids_BT = torch.randint(vocab_size, (1, num_tokens), generator=torch.Generator().manual_seed(0))
+    with meters.Largest() as chunked:
+        policy.token_logprobs(model, ids_BT, None, positions(ids_BT), token_chunk=chunk).sum().backward()
+    assert chunked.num_bytes == chunk * vocab_size * 4
+    with meters.Largest() as whole:
+        plain(model, ids_BT)
+    assert whole.num_bytes == num_tokens * vocab_size * 4  # the meter sees what is avoided
 
 
 def test_padding_and_neighbours_change_nothing() -> None:

@@ -12,17 +12,17 @@ from raml_ray.text.batches import Example, batches, micro_batches
 from raml_ray.workers import checkpoints, sharding
 from raml_ray.workers.sft_plan import share
 from raml_ray.workers.sharding import Sharded
-from tests.workers import ranks, tiny
+from tests.workers import meters, ranks, tiny
 
 EXAMPLES = tiny.examples(9)
 
 
-def accumulated(learner: Sharded, examples: Sequence[Example], max_tokens: int) -> None:
+def accumulated(learner: Sharded, examples: Sequence[Example], max_tokens: int, *, packing: bool = False) -> None:
     """The gradient of the examples' mean negative log-likelihood per response token, over all ranks."""
     mine = share(examples, learner.rank, learner.world_size)
-    passes = int(learner.largest(len(micro_batches(mine, max_tokens))))
+    passes = int(learner.largest(len(micro_batches(mine, max_tokens, packing=packing))))
     count = learner.total(sum(len(example.response_token_ids) for example in mine))
-    for index, batch in enumerate(batches(mine, max_tokens, passes), start=1):
+    for index, batch in enumerate(batches(mine, max_tokens, passes, packing=packing), start=1):
         part = losses.cross_entropy(learner.token_logprobs(batch), batch.response_mask_BT)
         learner.accumulate(part.total / count, last=index == passes)
 
@@ -139,9 +139,26 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
         assert {t.dtype for t in learner.full_state(torch.bfloat16).values()} == {torch.bfloat16}
 
 
-def test_a_strategy_that_is_not_built_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"train\.strategy='deepspeed' is not built yet"):
-        sharding.wrap(tiny.model(), TrainConfig(strategy="deepspeed"))
+def test_recomputed_activations_are_not_kept_and_change_nothing() -> None:
+    kept, found = [], []
+    with ranks.alone():
+        for recomputes in (False, True):
+            learner = sharding.wrap(tiny.model(), TrainConfig(activation_checkpointing=recomputes))
+            learner.train()
+            with meters.kept_for_backward() as sizes:
+                loss = learner.token_logprobs(next(batches(EXAMPLES, 10_000, 1, packing=True))).sum()
+            kept.append(sum(sizes))
+            learner.accumulate(loss, last=True)
+            found.append([p.grad.full_tensor() for p in learner._module.parameters()])  # type: ignore[union-attr]
+    assert kept[1] < kept[0] / 3
+    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
+
+
+def test_a_policy_that_cannot_recompute_its_activations_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model()
+    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
+    with ranks.alone(), pytest.raises(ValueError, match=r"set train\.activation_checkpointing=false"):
+        sharding.wrap(model, TrainConfig(activation_checkpointing=True))
 
 
 def trained(folder: str, steps: Sequence[int], *, keep: int = 2) -> dict[str, torch.Tensor]:

@@ -1,0 +1,174 @@
+"""Sharding by DeepSpeed: ZeRO-1 splits the optimizer state, 2 the gradients too, 3 the weights too.
+
+Training keeps float32 weights and AdamW's moments as flat pieces; a checkpoint holds each rank's piece of every named
+weight (`Piece`), so that another number of ranks, or another stage, can read it.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from raml_ray.settings import TrainConfig
+from raml_ray.workers.arrival import Arrival, agreed
+from raml_ray.workers.pieces import Piece
+from raml_ray.workers.policy import TokenLogprobs, untied
+from raml_ray.workers.sharding import DTYPES, Sharded, layers, moments, optimizer
+
+WEIGHTS_SPLIT = 3
+"""The stage that splits weights too."""
+
+
+def split(module: TokenLogprobs, device: torch.device, settings: TrainConfig) -> Sharded:
+    """Rank 0's policy split over all ranks. At stages 1 and 2 every rank holds all weights, as ZeRO has it; at stage 3
+    a unit at a time while it is split.
+
+    Raises: ValueError, on all ranks, if DeepSpeed is not installed.
+    """
+    agreed(_installed)
+    import deepspeed
+
+    _quiet_without_compiler(device)
+    deepspeed.init_distributed(dist_backend=dist.get_backend())
+    stage, config = settings.zero_stage or WEIGHTS_SPLIT, _config(settings, device)
+    arrival = Arrival(module, device, DTYPES[settings.dtype])
+    for unit in [*layers(module), module]:
+        arrival.bring(unit)
+        if stage == WEIGHTS_SPLIT:
+            deepspeed.zero.Init(module=unit, config_dict_or_path=config, dtype=DTYPES[settings.dtype])
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer(module, settings, _num_dims), config=config)
+    return _DeepSpeed(engine, device, settings)
+
+
+def _installed() -> None:
+    try:
+        importlib.import_module("deepspeed")
+    except ImportError as error:
+        raise ValueError(
+            f"train.strategy=deepspeed: DeepSpeed cannot be imported ({error}): make setup installs it"
+        ) from None
+
+
+def _quiet_without_compiler(device: torch.device) -> None:
+    """Keep DeepSpeed from compiling and from chatting; tell it where it is."""
+    from deepspeed import ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # It would look for compilers, and on a CPU build a kernel for inference that training never calls. AdamW is torch's.
+    ops.__compatible_ops__ = {}
+    # Under Ray a process sees its own GPUs, and the place among them is not the rank on the node.
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+
+
+def _config(settings: TrainConfig, device: torch.device) -> dict[str, Any]:
+    on_cpu = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    stage = settings.zero_stage or WEIGHTS_SPLIT
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": device.type == "cuda"}
+    if settings.offload:
+        zero |= {"offload_optimizer": on_cpu} | ({"offload_param": on_cpu} if stage == WEIGHTS_SPLIT else {})
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.grad_clip,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": settings.dtype == "bfloat16", "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": 2**62,
+    }
+
+
+def _num_dims(parameter: nn.Parameter) -> int:
+    # A split weight has no shape of its own left.
+    return len(parameter.ds_shape) if hasattr(parameter, "ds_shape") else parameter.ndim
+
+
+class _DeepSpeed(Sharded):
+    """`engine` is DeepSpeed's; of its optimizers it uses what checkpoints of other layouts (universal ones) rest on."""
+
+    def __init__(self, engine: Any, device: torch.device, settings: TrainConfig) -> None:
+        super().__init__(engine.module, device, settings, called=engine)
+        self._engine, self._zero, self._adamw = engine, engine.optimizer, engine.basic_optimizer
+        self._splits_weights = hasattr(self._zero, "fp32_partitioned_groups_flat")
+
+    def accumulate(self, loss: Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks.
+        self._engine.backward(loss * self.world_size)
+
+    def _step(self, learning_rate: float) -> float:
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def take_gradient(self) -> list[Tensor]:
+        raise NotImplementedError("DeepSpeed hands no gradient out that it then forgets")
+
+    def _whole(self) -> Iterator[tuple[str, Tensor]]:
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, tensor in self._named().items():
+            if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                whole: Tensor = safe_get_full_fp32_param(tensor)
+                yield name, whole.detach()
+            elif hasattr(tensor, "ds_id"):
+                with GatheredParameters(tensor):
+                    whole = tensor.detach().clone()
+                yield name, whole
+            else:
+                yield name, tensor.detach()
+
+    def state(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self._named().items():
+            if not isinstance(tensor, nn.Parameter):
+                tensors[f"model.{name}"] = tensor
+            elif tensor.requires_grad:
+                tensors |= self._trained(name, tensor)
+        return tensors
+
+    def _mine(self, parameter: Any) -> tuple[int, int]:
+        """Where this rank's piece of a split weight begins, and its elements without padding (0: there are none)."""
+        offset = self.rank * parameter.partition_numel()
+        return offset, max(0, min(parameter.partition_numel(), parameter.ds_numel - offset))
+
+    def _trained(self, name: str, parameter: Any) -> dict[str, Tensor]:
+        """This rank's pieces of a weight that is trained: none, if all of it is another rank's."""
+        if self._splits_weights:
+            group, start, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            flat, whole = self._zero.fp32_partitioned_groups_flat[group], parameter.ds_numel
+            offset, size = self._mine(parameter)
+        elif (fragment := parameter._hp_mapping) is not None:
+            flat, whole = self._adamw.param_groups[fragment.param_group_index]["params"][0], parameter.numel()
+            start, size = fragment.hp_fragment_address.start, fragment.hp_fragment_address.numel
+            offset = fragment.lp_fragment_address.start
+        else:
+            size = 0
+        if not size:
+            return {}
+        state = moments(self._adamw, flat)
+        flats = {f"model.{name}": flat} | {f"optimizer.{name}.{key}": state[key] for key in ("exp_avg", "exp_avg_sq")}
+        pieces = {key: Piece(values.detach().narrow(0, start, size), offset, whole) for key, values in flats.items()}
+        return {**pieces, f"optimizer.{name}.step": state["step"]}
+
+    def refresh(self) -> None:
+        if not self._splits_weights:
+            self._zero.update_lp_params()
+            return
+        for group in range(len(self._zero.fp32_partitioned_groups_flat)):
+            self._zero._reassign_or_swap_out_partitioned_parameters(group)
+        if kept_whole := self._zero.persistent_parameters:
+            kept_whole[0].partition(kept_whole)
+            kept_whole[0].all_gather(kept_whole)
+
+    def _named(self) -> dict[str, Tensor]:
+        return {name.removeprefix("model."): tensor for name, tensor in untied(self._module).items()}
