@@ -4,6 +4,7 @@ import re
 
 from raml_ray import faults
 from raml_ray.settings import (
+    AnalyzeConfig,
     BaseConfig,
     DataConfig,
     DrillConfig,
@@ -117,6 +118,15 @@ def engines(stage: str, num: int | tuple[int, int]) -> None:
         raise ValueError(
             f"{stage}.num_engines={num}: give a number from 1, or the fewest and the most, for example"
             f" {stage}.num_engines=1,4"
+        )
+
+
+def instrument(analyze: AnalyzeConfig) -> None:
+    """What an instrument asks of what all share."""
+    if analyze.instrument == "pseudo_update" and analyze.dtype != "float32":
+        raise ValueError(
+            f"analyze.dtype={analyze.dtype}: analyze.instrument=pseudo_update holds its updates against the layers' own"
+            " outputs to 1e-5, which only float32 has: set analyze.dtype=float32"
         )
 
 

@@ -30,6 +30,7 @@ from raml_ray.settings import (
     MiniatureConfig,
     PolicyConfig,
     PromptConfig,
+    PseudoUpdateConfig,
     ReportConfig,
     Settings,
     SftConfig,
@@ -85,6 +86,7 @@ class Config(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
     lhat: LhatConfig = LhatConfig()
+    pseudo_update: PseudoUpdateConfig = PseudoUpdateConfig()
     report: ReportConfig = ReportConfig()
     ablate: AblateConfig = AblateConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -103,6 +105,7 @@ class Config(Settings):
         checks.parallel_sizes(self.engine)
         checks.response_ends(self.generate, self.evaluate, self.engine)
         checks.set_names(self.evaluate)
+        checks.instrument(self.analyze)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
         checks.drill(self.drill)

@@ -408,7 +408,7 @@ class EvaluateConfig(Settings):
     """Questions of each set, from the first; 0 is all."""
 
 
-Instrument = Literal["lhat"]
+Instrument = Literal["lhat", "pseudo_update"]
 """What `analyze` can measure with; each has a file in stages/instruments/ and a node of settings of its own."""
 
 
@@ -416,7 +416,8 @@ class AnalyzeConfig(Settings):
     """What the instruments that look along trajectories share."""
 
     instrument: Instrument = "lhat"
-    """`lhat`: L-hat after every token of chosen trajectories."""
+    """`lhat`: L-hat after every token of chosen trajectories; `pseudo_update`: what their tokens write into attention, as
+    changes of weights, beside the gradient."""
     num_questions: int = Field(24, ge=1)
     num_correct: int = Field(1, ge=0)
     """Correct trajectories per question that are looked at."""
@@ -452,6 +453,13 @@ class LhatConfig(Settings):
     """Further curves of each trajectory: `own`, of a wrong trajectory its own answer; `shuffled`, the right answer along the
     same trajectory with its lines (or sentences) in another order; `foreign`, along a trajectory of another question;
     `spliced`, along that one with the bare answer written into it where this one writes it."""
+
+
+class PseudoUpdateConfig(Settings):
+    """Tokens as updates of W_v (analyze.instrument=pseudo_update)."""
+
+    num_positions: int = Field(16, ge=1)
+    """Tokens of a trajectory that are looked at, evenly spread: a forward and a backward pass and two forward ones each."""
 
 
 class ReportConfig(Settings):
