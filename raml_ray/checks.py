@@ -4,6 +4,7 @@ import re
 
 from raml_ray import faults
 from raml_ray.settings import (
+    REGEX_RULE,
     AnalyzeConfig,
     BaseConfig,
     DataConfig,
@@ -13,6 +14,7 @@ from raml_ray.settings import (
     GenerateConfig,
     GrpoConfig,
     MiniatureConfig,
+    RolesConfig,
     SftConfig,
     TrainConfig,
 )
@@ -128,6 +130,19 @@ def instrument(analyze: AnalyzeConfig) -> None:
             f"analyze.dtype={analyze.dtype}: analyze.instrument=pseudo_update holds its updates against the layers' own"
             " outputs to 1e-5, which only float32 has: set analyze.dtype=float32"
         )
+
+
+def categories(roles: RolesConfig) -> None:
+    """Rules that mark words, and neither everything nor nothing."""
+    for category, rules in roles.categories.items():
+        for rule in rules:
+            expression = rule.removeprefix(REGEX_RULE)
+            try:
+                marks_nothing = not expression or (rule != expression and re.compile(expression).match(""))
+            except re.error as error:
+                raise ValueError(f"roles.categories.{category}: {rule!r} is no regular expression: {error}") from None
+            if marks_nothing:
+                raise ValueError(f"roles.categories.{category}: {rule!r} matches the empty text; name what it marks")
 
 
 def set_names(evaluate: EvaluateConfig) -> None:

@@ -32,6 +32,7 @@ from raml_ray.settings import (
     PromptConfig,
     PseudoUpdateConfig,
     ReportConfig,
+    RolesConfig,
     Settings,
     SftConfig,
     TrackingConfig,
@@ -87,6 +88,7 @@ class Config(Settings):
     analyze: AnalyzeConfig = AnalyzeConfig()
     lhat: LhatConfig = LhatConfig()
     pseudo_update: PseudoUpdateConfig = PseudoUpdateConfig()
+    roles: RolesConfig = RolesConfig()
     report: ReportConfig = ReportConfig()
     ablate: AblateConfig = AblateConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -106,6 +108,7 @@ class Config(Settings):
         checks.response_ends(self.generate, self.evaluate, self.engine)
         checks.set_names(self.evaluate)
         checks.instrument(self.analyze)
+        checks.categories(self.roles)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
         checks.drill(self.drill)

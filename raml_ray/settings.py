@@ -408,7 +408,7 @@ class EvaluateConfig(Settings):
     """Questions of each set, from the first; 0 is all."""
 
 
-Instrument = Literal["lhat", "pseudo_update"]
+Instrument = Literal["lhat", "pseudo_update", "roles"]
 """What `analyze` can measure with; each has a file in stages/instruments/ and a node of settings of its own."""
 
 
@@ -417,7 +417,7 @@ class AnalyzeConfig(Settings):
 
     instrument: Instrument = "lhat"
     """`lhat`: L-hat after every token of chosen trajectories; `pseudo_update`: what their tokens write into attention, as
-    changes of weights, beside the gradient."""
+    changes of weights, beside the gradient; `roles`: what words of a kind do to L-hat, from the curves of an `lhat` step."""
     num_questions: int = Field(24, ge=1)
     num_correct: int = Field(1, ge=0)
     """Correct trajectories per question that are looked at."""
@@ -460,6 +460,64 @@ class PseudoUpdateConfig(Settings):
 
     num_positions: int = Field(16, ge=1)
     """Tokens of a trajectory that are looked at, evenly spread: a forward and a backward pass and two forward ones each."""
+
+
+REGEX_RULE = "re:"
+"""Begins a rule of roles.categories that is a regular expression."""
+
+
+class RolesConfig(Settings):
+    """What words of a kind do to L-hat (analyze.instrument=roles); the step's data is an `lhat` step."""
+
+    categories: dict[str, tuple[str, ...]] = {
+        "answer": ("final answer", "the answer is", r"re:\\boxed"),
+        "reflection": (
+            *("wait", "hold on", "alternatively", "however", "actually", "hmm", "retry", "recheck", "double-check"),
+            *("let me check", "let's check", "let me verify", "on second thought"),
+        ),
+        "transition": (
+            *(
+                "therefore",
+                "thus",
+                "hence",
+                "so",
+                "since",
+                "because",
+                "then",
+                "next",
+                "first",
+                "second",
+                "finally",
+                "now",
+            ),
+        ),
+        "assertion": ("we have", "we get", "we know", "must be", "is equal to", "clearly", "it follows"),
+        "calculation": (r"re:\d+(?:[.,]\d+)*", r"re:[-+*/=<>^]"),
+        "formatting": (r"re:\n+", r"re:\*\*|\$|^#+"),
+    }
+    """Category -> rules: words, found whole and in any case of letters with or without a space before them, or `re:` and a
+    regular expression. A token has the first category that finds it."""
+    paper_words: tuple[str, ...] = (
+        *(
+            "wait",
+            "Wait",
+            "retry",
+            "Retry",
+            "recheck",
+            "Recheck",
+            "however",
+            "However",
+            "alternatively",
+            "Alternatively",
+        ),
+    )
+    """Words of the paper's own statistic, found by their tokens without a space before them, as the notebook does."""
+    floor: float = Field(0.01, gt=0)
+    """L-hat below this counts as this, nats per answer token: ratios of smaller ones are noise."""
+    num_controls: int = Field(8, ge=1)
+    """Windows at like places that a word is held against: the nearest of its length without a word of its category."""
+    control_radius: int = Field(32, ge=1)
+    """Tokens that such a window may be away."""
 
 
 class ReportConfig(Settings):

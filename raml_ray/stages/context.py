@@ -26,6 +26,7 @@ READS: dict[Stage, tuple[str, ...]] = {
 INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {
     "lhat": ("lhat",),
     "pseudo_update": ("pseudo_update",),
+    "roles": ("roles",),
 }
 """The nodes that an instrument of `analyze` reads beside those of its stage."""
 LIMITS = frozenset(

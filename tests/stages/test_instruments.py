@@ -1,14 +1,16 @@
 """Pseudo-updates, roles and landscapes of a tiny policy: what is measured, counted, kept, and shown."""
 
+import math
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 
 from raml_ray.config import Config, ConfigError, Step, override
+from raml_ray.miniature import tokenizer as miniature
 from raml_ray.stages import analyze, report_data, report_instruments, verify
 from raml_ray.stages.context import manifest
-from raml_ray.stages.instruments import chosen, pseudo_update
+from raml_ray.stages.instruments import chosen, pseudo_update, roles
 from raml_ray.stages.report_figures import STYLE
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_outcomes import Outcome
@@ -77,6 +79,64 @@ def test_tokens_are_summed_up_by_trajectory(tmp_path: Path) -> None:
     assert pseudo_update.figures([], context)["cosine"] is None
 
 
+def curve(lhat_K: list[float], leak: int | None, **changes: object) -> chosen.Row:
+    return row(TEXT, position=list(range(len(lhat_K))), lhat=lhat_K, leak_position=leak) | changes
+
+
+# <think> \n _ 7 9 \n Wait _ 16 \n </think>: halves over Wait (the 7th), doubles over the 7
+LHAT_K = [4.0, 4.0, 4.0, 4.0, 8.0, 8.0, 8.0, 4.0, 4.0, 1.0, 1.0, 1.0]
+
+
+def test_words_are_held_against_like_places_before_the_answer() -> None:
+    (found,) = roles.Roles(miniature.build(), Config()).of(curve(LHAT_K, 9))
+    by_text = {word["text"]: word for word in found["words"]}
+    wait = by_text["Wait"]
+    assert (wait["category"], wait["start"], wait["num_tokens"]) == ("reflection", 6, 1)
+    assert (wait["before"], wait["after"], wait["before_leak"]) == (8.0, 4.0, True)
+    assert wait["log_ratio"] == pytest.approx(-math.log(2))
+    # like places: tokens 5 4 7 3 2 1 0, of which one doubles and none halves; 8 is the answer
+    assert wait["matched"] == pytest.approx(-math.log(2))
+    assert wait["matched_size"] == pytest.approx(math.log(2))
+    seven = by_text["7"]
+    assert (seven["category"], seven["log_ratio"]) == ("calculation", pytest.approx(math.log(2)))
+    assert not by_text["16"]["before_leak"]
+    # as the notebook has it: |L after the token behind Wait - L before Wait| / L before
+    assert found["paper_words"] == [{"word": "Wait", "change": pytest.approx(0.5)}]
+    assert found["paper_changes"] == pytest.approx([0, 0, 1.0, 0, 0, 0.5, 0, 0.75, 0, 0])
+
+
+def test_curves_that_are_not_of_these_tokens_are_set_aside() -> None:
+    measure = roles.Roles(miniature.build(), Config())
+    with pytest.raises(ValueError, match="stride=1"):
+        list(measure.of(curve(LHAT_K, 9, position=[*range(11), 12])))
+    with pytest.raises(ValueError, match="other tokens"):
+        list(measure.of(curve([1.0] * 40, 9)))
+
+
+def test_roles_are_medians_and_the_papers_are_means(tmp_path: Path) -> None:
+    context = contexts.context(tmp_path / "run", Step(name="a", stage="analyze"))
+    measure = roles.Roles(miniature.build(), Config())
+    rows = [*measure.of(curve(LHAT_K, 9)), *measure.of(curve([5.0] * 12, 9, trajectory_id="u"))]
+    found = roles.figures(rows, context)
+    reflection = found["categories"]["reflection"]
+    assert (reflection["num_words"], reflection["num_before_leak"]) == (2, 2)
+    # of -log 2 and 0
+    assert reflection["log_ratio"]["median"] == pytest.approx(-math.log(2) / 2)
+    assert found["categories"]["answer"]["log_ratio"] is None
+    # of ten changes 1, 0.5, 0.75 are not 0, and of the other ten none is
+    assert found["paper"]["average"]["mean"] == pytest.approx(2.25 / 20)
+    assert found["paper"]["average"]["std"] == pytest.approx(math.sqrt((1 + 0.25 + 0.5625) / 20 - (2.25 / 20) ** 2))
+    assert found["paper"]["Wait"] == {"num": 2, "mean": pytest.approx(0.25), "std": pytest.approx(0.25)}
+
+
+def test_words_without_curves_are_refused(tmp_path: Path) -> None:
+    context = contexts.context(tmp_path / "run", Step(name="a", stage="analyze", data=("other",)))
+    (tmp_path / "run" / "other").mkdir(parents=True)
+    (tmp_path / "run" / "other" / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"name a step with analyze\.instrument=lhat"):
+        roles.run(context)
+
+
 def analyzed(root: Path, instrument: str, data: str, **settings: object) -> report_data.StepResult:
     """A finished step of that instrument over the trajectories of two questions, as the report reads it."""
     step = Step(name=instrument, stage="analyze", data=(data,), overrides={"analyze.instrument": instrument})
@@ -105,6 +165,10 @@ def shown(step: report_data.StepResult) -> Shown:
     return found
 
 
+def panels(found: Shown) -> set[str]:
+    return set(found.figures[0].rows["panel"].to_pylist())
+
+
 @pytest.mark.ray
 def test_instruments_measure_what_a_run_has_made_and_the_page_shows_it(cluster: None, tmp_path: Path) -> None:
     root = tmp_path / "run"
@@ -115,5 +179,9 @@ def test_instruments_measure_what_a_run_has_made_and_the_page_shows_it(cluster: 
     assert updates.claims[0].outcome is Outcome.UNDECIDED  # of two questions
     assert "fewer than 10" in updates.claims[0].note
     assert "correct, read by the answer" in updates.tables
-    panels = set(updates.figures[0].rows["panel"].to_pylist())
-    assert panels == {"direction", "size", "transfer"}
+    assert panels(updates) == {"direction", "size", "transfer"}
+    analyzed(root, "lhat", "verify")
+    words = shown(analyzed(root, "roles", "lhat"))
+    assert words.claims[0].text.startswith("Reflection words")
+    assert "calculation, correct" in words.tables
+    assert panels(words) == {"log_ratio", "matched", "paper"}
