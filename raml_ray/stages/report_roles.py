@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
 from raml_ray.config import Config
 from raml_ray.stages.instruments.roles import WORDS
@@ -97,6 +98,7 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
         axis.set_yticks(range(len(names)), names if axis is plain else [])
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.axvline(0, color=INK, linewidth=0.8)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_xlabel("log(L-hat after / before)")
     plain.set_title("Over a word")
     plain.legend(fontsize=8)
@@ -117,7 +119,7 @@ def _paper(axis: Any, groups: Mapping[str, Any], drawn: list[dict[str, Any]]) ->
     bars = {word: entry for word, entry in found.items() if entry["mean"]}
     for place, (word, entry) in enumerate(bars.items()):
         axis.barh(place, entry["mean"], color="#8c8c8c" if word == "average" else "#0072B2", height=0.6)
-        axis.annotate(f" {entry['mean']:.2f} (n={entry['num']})", (entry["mean"], place), va="center", fontsize=8)
+        axis.annotate(f" {entry['mean']:.2g} (n={entry['num']})", (entry["mean"], place), va="center", fontsize=8)
         drawn.append(point("paper", word, place, [entry["mean"]]))
     axis.set_yticks(range(len(bars)), list(bars))
     axis.set_ylim(len(bars) - 0.5, -0.5)
