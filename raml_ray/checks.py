@@ -13,6 +13,7 @@ from raml_ray.settings import (
     EvaluateConfig,
     GenerateConfig,
     GrpoConfig,
+    LandscapeConfig,
     MiniatureConfig,
     RolesConfig,
     SftConfig,
@@ -143,6 +144,19 @@ def categories(roles: RolesConfig) -> None:
                 raise ValueError(f"roles.categories.{category}: {rule!r} is no regular expression: {error}") from None
             if marks_nothing:
                 raise ValueError(f"roles.categories.{category}: {rule!r} matches the empty text; name what it marks")
+
+
+def landscape(settings: LandscapeConfig) -> None:
+    """Grids around the policy itself."""
+    if settings.num_points % 2 == 0:
+        raise ValueError(
+            f"landscape.num_points={settings.num_points} is even: the policy itself would not be on the grid; make it odd"
+        )
+    for name, radii in (("radii", settings.radii), ("update_radii", settings.update_radii)):
+        if not radii or min(radii) <= 0 or len(set(radii)) < len(radii):
+            raise ValueError(f"landscape.{name}={list(radii)}: give radii above 0, each once")
+    if not settings.planes or len(set(settings.planes)) < len(settings.planes):
+        raise ValueError(f"landscape.planes={list(settings.planes)}: name random, update, or both, each once")
 
 
 def set_names(evaluate: EvaluateConfig) -> None:

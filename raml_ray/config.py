@@ -26,6 +26,7 @@ from raml_ray.settings import (
     EvaluateConfig,
     GenerateConfig,
     GrpoConfig,
+    LandscapeConfig,
     LhatConfig,
     MiniatureConfig,
     PolicyConfig,
@@ -89,6 +90,7 @@ class Config(Settings):
     lhat: LhatConfig = LhatConfig()
     pseudo_update: PseudoUpdateConfig = PseudoUpdateConfig()
     roles: RolesConfig = RolesConfig()
+    landscape: LandscapeConfig = LandscapeConfig()
     report: ReportConfig = ReportConfig()
     ablate: AblateConfig = AblateConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -109,6 +111,7 @@ class Config(Settings):
         checks.set_names(self.evaluate)
         checks.instrument(self.analyze)
         checks.categories(self.roles)
+        checks.landscape(self.landscape)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
         checks.drill(self.drill)

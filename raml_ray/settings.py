@@ -408,7 +408,7 @@ class EvaluateConfig(Settings):
     """Questions of each set, from the first; 0 is all."""
 
 
-Instrument = Literal["lhat", "pseudo_update", "roles"]
+Instrument = Literal["lhat", "pseudo_update", "roles", "landscape"]
 """What `analyze` can measure with; each has a file in stages/instruments/ and a node of settings of its own."""
 
 
@@ -417,7 +417,8 @@ class AnalyzeConfig(Settings):
 
     instrument: Instrument = "lhat"
     """`lhat`: L-hat after every token of chosen trajectories; `pseudo_update`: what their tokens write into attention, as
-    changes of weights, beside the gradient; `roles`: what words of a kind do to L-hat, from the curves of an `lhat` step."""
+    changes of weights, beside the gradient; `roles`: what words of a kind do to L-hat, from the curves of an `lhat` step;
+    `landscape`: L-hat on planes through the policy's weights."""
     num_questions: int = Field(24, ge=1)
     num_correct: int = Field(1, ge=0)
     """Correct trajectories per question that are looked at."""
@@ -518,6 +519,27 @@ class RolesConfig(Settings):
     """Windows at like places that a word is held against: the nearest of its length without a word of its category."""
     control_radius: int = Field(32, ge=1)
     """Tokens that such a window may be away."""
+
+
+class LandscapeConfig(Settings):
+    """L-hat on planes through the policy's weights (analyze.instrument=landscape)."""
+
+    planes: tuple[Literal["random", "update"], ...] = ("random", "update")
+    """`random`: two random directions on the scale of the weights, the same for all trajectories; `update`: minus the
+    gradient of L-hat without the trajectory, and the trajectory's pseudo-update, both of W_v."""
+    normalisation: Literal["filter", "tensor"] = "filter"
+    """Of random directions. `filter`: every row as long as the weights' row, biases and norms unmoved (Li et al.);
+    `tensor`: every tensor as long as the weights' (what the paper's notebook does)."""
+    num_points: int = Field(11, ge=3)
+    """Points of a side of the grid: odd, so that the policy itself is its middle."""
+    radii: tuple[float, ...] = (1.0, 0.2)
+    """How far the grids of a random plane go, in units of its directions."""
+    update_radii: tuple[float, ...] = (2.0,)
+    """How far those of an update plane go, in units of the pseudo-update's length."""
+    num_prefixes: int = Field(3, ge=1)
+    """Prefixes of the trajectory that L-hat is looked at behind: none of it, evenly more, all of it."""
+    points_per_shard: int = Field(64, ge=1)
+    """Grid points of one shard, the unit of work lost to a kill."""
 
 
 class ReportConfig(Settings):

@@ -27,6 +27,7 @@ INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {
     "lhat": ("lhat",),
     "pseudo_update": ("pseudo_update",),
     "roles": ("roles",),
+    "landscape": ("landscape",),
 }
 """The nodes that an instrument of `analyze` reads beside those of its stage."""
 LIMITS = frozenset(

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from raml_ray.formulas import pseudo_update as formulas
 from raml_ray.formulas.pseudo_update import Write
 from raml_ray.text.suffix import AnswerSuffix
+from raml_ray.workers.answer_loss import answer_loss
 from raml_ray.workers.traced_attention import Layer, attention_modules, traced
 
 READERS = ("answer", "token")
@@ -57,14 +58,6 @@ class TokenUpdate:
     lhat_after: float
     heads: dict[str, HeadUpdates]
     """By reader."""
-
-
-def answer_loss(model: PreTrainedModel, prefix_ids: Sequence[int], suffix: AnswerSuffix) -> Tensor:
-    """L-hat after the prefix, a scalar that can be differentiated, nats per answer token."""
-    ids = torch.tensor([*prefix_ids, *suffix.token_ids], device=model.get_input_embeddings().weight.device)
-    at_A = len(prefix_ids) + torch.tensor(suffix.is_answer, device=ids.device).nonzero()[:, 0]
-    logits_AV = model(input_ids=ids[None], use_cache=False, logits_to_keep=at_A - 1).logits[0].float()
-    return torch.nn.functional.cross_entropy(logits_AV, ids[at_A])
 
 
 def value_gradients(

@@ -6,15 +6,13 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from raml_ray.config import Config, ConfigError, Step, override
+from raml_ray.config import Config, ConfigError, Step, flatten, override
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.stages import analyze, report_data, report_instruments, verify
-from raml_ray.stages.context import manifest
-from raml_ray.stages.instruments import chosen, pseudo_update, roles
+from raml_ray.stages.instruments import chosen, landscape, pseudo_update, roles
 from raml_ray.stages.report_figures import STYLE
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_outcomes import Outcome
-from raml_ray.storage import SUMMARY, Folder
 from tests.stages import contexts
 from tests.stages.test_analyze import row
 from tests.stages.test_verify import oracle, verifying
@@ -137,6 +135,65 @@ def test_words_without_curves_are_refused(tmp_path: Path) -> None:
         roles.run(context)
 
 
+SMALL: dict[str, object] = {"num_points": 3, "radii": [0.5], "num_prefixes": 2, "points_per_shard": 5}
+
+
+def landscapes(tmp_path: Path, **settings: object) -> tuple[list[chosen.Row], list[chosen.Row]]:
+    """The blocks of one trajectory, and what is measured of them."""
+    config = override(Config(), {f"landscape.{name}": value for name, value in (SMALL | settings).items()})
+    blocks = landscape.blocks([row(TEXT)], config.landscape)
+    measure = landscape.Landscape(chosen.opened(contexts.policy(tmp_path / "policy"), config), config)
+    return blocks, [each for block in blocks for each in measure.of(block)]
+
+
+def test_every_grid_point_is_measured_once_behind_every_prefix(tmp_path: Path) -> None:
+    blocks, found = landscapes(tmp_path)
+    # nine points in blocks of five and four, on two planes
+    assert [(block["block"], block["is_first"]) for block in blocks] == [
+        ("t/random/0.5/0", True),
+        ("t/random/0.5/5", False),
+        ("t/update/2/0", True),
+        ("t/update/2/5", False),
+    ]
+    points = [(each["plane"], each["x"], each["y"], each["prefix"]) for each in found if each["kind"] == "grid"]
+    assert len(points) == len(set(points)) == 2 * 9 * 2
+    middles = [each for each in found if each["kind"] == "grid" and each["x"] == each["y"] == 0]
+    # the policy itself, on whatever plane
+    assert [each["prefix"] for each in middles] == [0, 11, 0, 11]
+    assert middles[0]["lhat"] == pytest.approx(middles[2]["lhat"])
+    assert middles[1]["lhat"] == pytest.approx(middles[3]["lhat"])
+
+
+def test_a_trajectory_has_a_path_and_rivals_on_its_own_plane_alone(tmp_path: Path) -> None:
+    _, found = landscapes(tmp_path)
+    path = [each for each in found if each["kind"] == "path"]
+    assert [(each["plane"], each["prefix"]) for each in path] == [("update", 0), ("update", 6), ("update", 11)]
+    assert (path[0]["x"], path[0]["y"]) == (0.0, 0.0)
+    assert path[-1]["x"] ** 2 + path[-1]["y"] ** 2 == pytest.approx(1.0, rel=1e-3)
+    assert [each["kind"] for each in found if each["kind"] in landscape.CHANGES] == list(landscape.CHANGES)
+    at = {each["kind"]: each["lhat"] for each in found if each["kind"] in landscape.CHANGES}
+    assert at["gradient"] < path[0]["lhat"]
+
+
+def test_a_landscape_without_its_middle_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"landscape\.num_points=10 is even"):
+        override(Config(), {"landscape.num_points": 10})
+    with pytest.raises(ConfigError, match=r"landscape\.radii=\[1.0, 1.0\]"):
+        override(Config(), {"landscape.radii": [1.0, 1.0]})
+
+
+def test_the_rise_around_the_policy_is_a_mean_over_trajectories(tmp_path: Path) -> None:
+    def grid(trajectory: str, values: list[float]) -> list[chosen.Row]:
+        head = {"trajectory_id": trajectory, "plane": "random", "radius": 0.5, "kind": "grid", "share": 0.0}
+        return [head | {"x": float(x), "y": 0.0, "lhat": value} for x, value in zip((-1, 0, 1), values, strict=True)]
+
+    found = landscape.figures(grid("a", [3.0, 1.0, 2.0]) + grid("b", [2.0, 2.0, 1.0]), 0)
+    around = found["planes"]["random_0.5"]["without"]
+    # rises of 1.5 and -0.5; of a's others none is lower, of b's one of two
+    assert (around["middle"]["mean"], around["rise"]["mean"], around["lower"]["mean"]) == (1.5, 0.5, 0.25)
+    assert found["in_place"]["update"] is None
+
+
 def analyzed(root: Path, instrument: str, data: str, **settings: object) -> report_data.StepResult:
     """A finished step of that instrument over the trajectories of two questions, as the report reads it."""
     step = Step(name=instrument, stage="analyze", data=(data,), overrides={"analyze.instrument": instrument})
@@ -144,16 +201,22 @@ def analyzed(root: Path, instrument: str, data: str, **settings: object) -> repo
     outcome = analyze.run(context)
     outcome.counts.check()
     assert analyze.run(context) == outcome  # all shards are there
-    context.folder.write_json("manifest.json", manifest(context, {}))
-    summary = {
-        "stage": "analyze",
-        "fingerprint": "f",
-        "counts": {},
-        "seconds": {"total": 1.0},
-        "figures": outcome.figures,
-    }
-    context.folder.write_json(SUMMARY, summary)
-    return report_data.read(Folder(str(root)), Config(steps=(step.model_copy(update={"data": ()}),))).steps[0]
+    contexts.finish(context, outcome)
+    return report_data.StepResult(
+        name=instrument,
+        stage="analyze",
+        policy="",
+        data=(data,),
+        fingerprint="f",
+        counts={},
+        figures=outcome.figures,
+        seconds=1.0,
+        versions={},
+        peak_memory_gib=None,
+        metrics=(),
+        settings=flatten(context.config),
+        folder=context.folder,
+    )
 
 
 def shown(step: report_data.StepResult) -> Shown:
@@ -185,3 +248,12 @@ def test_instruments_measure_what_a_run_has_made_and_the_page_shows_it(cluster: 
     assert words.claims[0].text.startswith("Reflection words")
     assert "calculation, correct" in words.tables
     assert panels(words) == {"log_ratio", "matched", "paper"}
+    surfaces = shown(
+        analyzed(root, "landscape", "verify", **{f"landscape__{name}": value for name, value in SMALL.items()})
+    )
+    assert [figure.name for figure in surfaces.figures] == [
+        "landscape_landscape_random_0_5",
+        "landscape_landscape_update_2",
+    ]
+    assert panels(surfaces) == {"surface", "cut, correct"}
+    assert "its update in its place" in surfaces.tables
