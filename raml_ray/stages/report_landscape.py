@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from raml_ray.stages.instruments.landscape import POINTS
-from raml_ray.stages.report_curves import GROUP_COLOURS
 from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_figures import INK, Figure, finished
 from raml_ray.stages.report_instruments import Shown
+from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
 from raml_ray.stages.report_measures import interval_table
 
 AROUND = {

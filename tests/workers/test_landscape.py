@@ -9,13 +9,14 @@ from raml_ray.formulas import landscape as formulas
 from raml_ray.formulas.landscape import Point
 from raml_ray.workers import landscape, probe
 from raml_ray.workers.answer_loss import answer_loss
+from raml_ray.workers.probe import Probe
 from tests.workers.test_probe import SUFFIX, TOKENS, policy
 
 PROMPT, TRAJECTORY = TOKENS[:5], TOKENS[5:]
 
 
 def grouped(**changed: object) -> PreTrainedModel:
-    return policy("qwen2", num_attention_heads=4, num_key_value_heads=2, **changed)
+    return policy("qwen2", num_hidden_layers=3, head_dim=32, **changed)
 
 
 def bits(model: PreTrainedModel) -> list[Tensor]:
@@ -42,7 +43,7 @@ def test_losses_are_those_of_a_policy_that_has_the_moved_weights() -> None:
         for name, parameter in model.named_parameters():
             if name in plane.first:
                 parameter += 0.5 * plane.first[name] - 0.25 * plane.second[name]
-    expected = probe.answer_nll(model, TOKENS, first_position=len(TOKENS), suffix=SUFFIX)
+    ((expected,),) = probe.answer_nll(model, [Probe(TOKENS, [len(TOKENS)], [SUFFIX])], memory_mib=64)
     assert found == pytest.approx(expected.tolist(), abs=1e-5)
 
 

@@ -10,15 +10,16 @@ from transformers import PreTrainedModel
 
 from raml_ray.workers import probe, pseudo_update, traced_attention
 from raml_ray.workers.answer_loss import answer_loss
+from raml_ray.workers.probe import Probe
 from tests.workers.test_probe import SUFFIX, TOKENS, policy
 
 FIRST = 5
 """The first token of the trajectory."""
-MODELS = ("llama", "qwen2", "qwen3")
+MODELS = ("llama", "qwen2", "qwen3", "gemma3_text")
 
 
 def grouped(model_type: str, **changed: object) -> PreTrainedModel:
-    return policy(model_type, num_attention_heads=4, num_key_value_heads=2, **changed)
+    return policy(model_type, num_hidden_layers=3, head_dim=32, **changed)
 
 
 def update(model: PreTrainedModel, token_ids: list[int] = TOKENS) -> pseudo_update.TokenUpdate:
@@ -106,7 +107,7 @@ def test_masses_directions_and_cosines_are_those_of_the_policys_own_tensors() ->
 def test_lhat_beside_an_update_is_the_probes() -> None:
     model = grouped("qwen2")
     found = update(model)
-    expected = probe.answer_nll(model, TOKENS, first_position=29, suffix=SUFFIX)
+    ((expected,),) = probe.answer_nll(model, [Probe(TOKENS, [29, 30], [SUFFIX])], memory_mib=64)
     assert [found.lhat_before, found.lhat_after] == pytest.approx(expected.tolist(), abs=1e-5)
 
 

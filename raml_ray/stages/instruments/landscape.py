@@ -128,7 +128,8 @@ class Landscape:
         last = leak.position_of_text(tokenizer, response_ids, settings.until) if settings.until else None
         if not response_ids[:last]:
             raise ValueError("the response has no token before its end")
-        return prompt_ids, response_ids[:last], suffix.answer_suffix(tokenizer, settings.suffix, row["answer"])
+        answer = suffix.answer_suffix(tokenizer, suffix.text_of(settings.suffix), row["answer"])
+        return prompt_ids, response_ids[:last], answer
 
     def _random_plane(self) -> Plane:
         if self._random is None:

@@ -74,7 +74,7 @@ class Updates:
         prompt_ids, response_ids = chosen.token_ids(tokenizer, row, self._config.prompt)
         until = self._config.analyze.until
         last = leak.position_of_text(tokenizer, response_ids, until) if until else None
-        answer = suffix.answer_suffix(tokenizer, self._config.analyze.suffix, row["answer"])
+        answer = suffix.answer_suffix(tokenizer, suffix.text_of(self._config.analyze.suffix), row["answer"])
         places = pseudo_update.evenly(
             1, len(response_ids) if last is None else last, self._config.pseudo_update.num_positions
         )

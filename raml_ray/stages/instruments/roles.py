@@ -18,7 +18,8 @@ from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import chosen
 from raml_ray.stages.instruments.chosen import Reject, Row
 from raml_ray.stages.instruments.intervals import NUM_RESAMPLES
-from raml_ray.stages.instruments.lhat import CURVES, PROBE_NAME
+from raml_ray.stages.instruments.lhat import CURVES
+from raml_ray.stages.instruments.lhat_controls import GOLD
 from raml_ray.text import roles
 
 WORD = pa.struct(
@@ -70,7 +71,7 @@ def _curves(context: Context) -> list[dict[str, Any]]:
     found = []
     for source in context.sources:
         curves = (source / CURVES.name).read_tables("shard-", CURVES.schema).to_pylist()
-        by_id = {curve["trajectory_id"]: curve for curve in curves if curve["probe"] == PROBE_NAME}
+        by_id = {curve["trajectory_id"]: curve for curve in curves if curve["probe"] == GOLD}
         for row in (source / "chosen").read_tables("shard-", chosen.CHOSEN).to_pylist():
             if curve := by_id.get(row["trajectory_id"]):
                 found.append(row | {name: curve[name] for name in ("position", "lhat", "leak_position")})
