@@ -4,6 +4,8 @@ import re
 
 from raml_ray import faults
 from raml_ray.settings import (
+    REGEX_RULE,
+    AnalyzeConfig,
     BaseConfig,
     DataConfig,
     DrillConfig,
@@ -11,7 +13,9 @@ from raml_ray.settings import (
     EvaluateConfig,
     GenerateConfig,
     GrpoConfig,
+    LandscapeConfig,
     MiniatureConfig,
+    RolesConfig,
     SftConfig,
     TrainConfig,
 )
@@ -138,6 +142,41 @@ def engines(stage: str, num: int | tuple[int, int]) -> None:
             f"{stage}.num_engines={num}: give a number from 1, or the fewest and the most, for example"
             f" {stage}.num_engines=1,4"
         )
+
+
+def instrument(analyze: AnalyzeConfig) -> None:
+    """What an instrument asks of what all share."""
+    if analyze.instrument == "pseudo_update" and analyze.dtype != "float32":
+        raise ValueError(
+            f"analyze.dtype={analyze.dtype}: analyze.instrument=pseudo_update holds its updates against the layers' own"
+            " outputs to 1e-5, which only float32 has: set analyze.dtype=float32"
+        )
+
+
+def categories(roles: RolesConfig) -> None:
+    """Rules that mark words, and neither everything nor nothing."""
+    for category, rules in roles.categories.items():
+        for rule in rules:
+            expression = rule.removeprefix(REGEX_RULE)
+            try:
+                marks_nothing = not expression or (rule != expression and re.compile(expression).match(""))
+            except re.error as error:
+                raise ValueError(f"roles.categories.{category}: {rule!r} is no regular expression: {error}") from None
+            if marks_nothing:
+                raise ValueError(f"roles.categories.{category}: {rule!r} matches the empty text; name what it marks")
+
+
+def landscape(settings: LandscapeConfig) -> None:
+    """Grids around the policy itself."""
+    if settings.num_points % 2 == 0:
+        raise ValueError(
+            f"landscape.num_points={settings.num_points} is even: the policy itself would not be on the grid; make it odd"
+        )
+    for name, radii in (("radii", settings.radii), ("update_radii", settings.update_radii)):
+        if not radii or min(radii) <= 0 or len(set(radii)) < len(radii):
+            raise ValueError(f"landscape.{name}={list(radii)}: give radii above 0, each once")
+    if not settings.planes or len(set(settings.planes)) < len(settings.planes):
+        raise ValueError(f"landscape.planes={list(settings.planes)}: name random, update, or both, each once")
 
 
 def set_names(evaluate: EvaluateConfig) -> None:

@@ -26,11 +26,14 @@ from raml_ray.settings import (
     EvaluateConfig,
     GenerateConfig,
     GrpoConfig,
+    LandscapeConfig,
     LhatConfig,
     MiniatureConfig,
     PolicyConfig,
     PromptConfig,
+    PseudoUpdateConfig,
     ReportConfig,
+    RolesConfig,
     Settings,
     SftConfig,
     TrackingConfig,
@@ -85,6 +88,9 @@ class Config(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
     lhat: LhatConfig = LhatConfig()
+    pseudo_update: PseudoUpdateConfig = PseudoUpdateConfig()
+    roles: RolesConfig = RolesConfig()
+    landscape: LandscapeConfig = LandscapeConfig()
     report: ReportConfig = ReportConfig()
     ablate: AblateConfig = AblateConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -107,6 +113,9 @@ class Config(Settings):
         checks.learner_probe(self.train)
         checks.asynchrony(self.grpo)
         checks.weight_sync(self.grpo, self.engine, self.train)
+        checks.instrument(self.analyze)
+        checks.categories(self.roles)
+        checks.landscape(self.landscape)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
         checks.drill(self.drill)

@@ -92,6 +92,40 @@ def miniature_modes() -> Config:
     )
 
 
+def miniature_science() -> Config:
+    """Every instrument on the miniature's fine-tuned policy, along its own correct and wrong trajectories."""
+    whole = miniature()
+    tried = ("evaluate_sft",)
+    instruments = (
+        Step(name="lhat", stage="analyze", policy="sft", data=tried),
+        _instrument("roles", ("lhat",)),
+        _instrument("pseudo_update", tried),
+        _instrument("landscape", tried, {"analyze.num_questions": 4}),
+    )
+    steps = (
+        whole.step("base"),
+        whole.step("teacher"),
+        whole.step("verify").model_copy(update={"data": ("teacher",)}),
+        whole.step("sft"),
+        whole.step("evaluate_sft"),
+        *instruments,
+        Step(name="report", stage="report"),
+    )
+    return override(
+        whole.model_copy(update={"name": "miniature_science", "steps": steps}),
+        {
+            "evaluate.sets": {"in_domain": "miniature:in_domain"},
+            "report.title": "What tokens do: the miniature under every instrument",
+        },
+    )
+
+
+def _instrument(name: str, data: tuple[str, ...], overrides: dict[str, object] | None = None) -> Step:
+    """A step of that instrument, named after it."""
+    settings = {"analyze.instrument": name} | (overrides or {})
+    return Step(name=name, stage="analyze", policy="sft", data=data, overrides=settings)
+
+
 GSM8K = "tests/data/gsm8k"
 """The slice that comes with the project. For the whole set: data.path=… (and evaluate.sets.test=…)."""
 
@@ -174,6 +208,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
         miniature,
         smoke,
         miniature_modes,
+        miniature_science,
         gsm8k,
         gsm8k_solutions,
         paper_trajectories_qwen,

@@ -441,7 +441,7 @@ class EvaluateConfig(Settings):
     """Questions of each set, from the first; 0 is all."""
 
 
-Instrument = Literal["lhat"]
+Instrument = Literal["lhat", "pseudo_update", "roles", "landscape"]
 """What `analyze` can measure with; each has a file in stages/instruments/ and a node of settings of its own."""
 
 
@@ -449,7 +449,9 @@ class AnalyzeConfig(Settings):
     """What the instruments that look along trajectories share."""
 
     instrument: Instrument = "lhat"
-    """`lhat`: L-hat after every token of chosen trajectories."""
+    """`lhat`: L-hat after every token of chosen trajectories; `pseudo_update`: what their tokens write into attention, as
+    changes of weights, beside the gradient; `roles`: what words of a kind do to L-hat, from the curves of an `lhat` step;
+    `landscape`: L-hat on planes through the policy's weights."""
     num_questions: int = Field(24, ge=1)
     num_correct: int = Field(1, ge=0)
     """Correct trajectories per question that are looked at."""
@@ -485,6 +487,92 @@ class LhatConfig(Settings):
     """Further curves of each trajectory: `own`, of a wrong trajectory its own answer; `shuffled`, the right answer along the
     same trajectory with its lines (or sentences) in another order; `foreign`, along a trajectory of another question;
     `spliced`, along that one with the bare answer written into it where this one writes it."""
+
+
+class PseudoUpdateConfig(Settings):
+    """Tokens as updates of W_v (analyze.instrument=pseudo_update)."""
+
+    num_positions: int = Field(16, ge=1)
+    """Tokens of a trajectory that are looked at, evenly spread: a forward and a backward pass and two forward ones each."""
+
+
+REGEX_RULE = "re:"
+"""Begins a rule of roles.categories that is a regular expression."""
+
+
+class RolesConfig(Settings):
+    """What words of a kind do to L-hat (analyze.instrument=roles); the step's data is an `lhat` step."""
+
+    categories: dict[str, tuple[str, ...]] = {
+        "answer": ("final answer", "the answer is", r"re:\\boxed"),
+        "reflection": (
+            *("wait", "hold on", "alternatively", "however", "actually", "hmm", "retry", "recheck", "double-check"),
+            *("let me check", "let's check", "let me verify", "on second thought"),
+        ),
+        "transition": (
+            *(
+                "therefore",
+                "thus",
+                "hence",
+                "so",
+                "since",
+                "because",
+                "then",
+                "next",
+                "first",
+                "second",
+                "finally",
+                "now",
+            ),
+        ),
+        "assertion": ("we have", "we get", "we know", "must be", "is equal to", "clearly", "it follows"),
+        "calculation": (r"re:\d+(?:[.,]\d+)*", r"re:[-+*/=<>^]"),
+        "formatting": (r"re:\n+", r"re:\*\*|\$|^#+"),
+    }
+    """Category -> rules: words, found whole and in any case of letters with or without a space before them, or `re:` and a
+    regular expression. A token has the first category that finds it."""
+    paper_words: tuple[str, ...] = (
+        *(
+            "wait",
+            "Wait",
+            "retry",
+            "Retry",
+            "recheck",
+            "Recheck",
+            "however",
+            "However",
+            "alternatively",
+            "Alternatively",
+        ),
+    )
+    """Words of the paper's own statistic, found by their tokens without a space before them, as the notebook does."""
+    floor: float = Field(0.01, gt=0)
+    """L-hat below this counts as this, nats per answer token: ratios of smaller ones are noise."""
+    num_controls: int = Field(8, ge=1)
+    """Windows at like places that a word is held against: the nearest of its length without a word of its category."""
+    control_radius: int = Field(32, ge=1)
+    """Tokens that such a window may be away."""
+
+
+class LandscapeConfig(Settings):
+    """L-hat on planes through the policy's weights (analyze.instrument=landscape)."""
+
+    planes: tuple[Literal["random", "update"], ...] = ("random", "update")
+    """`random`: two random directions on the scale of the weights, the same for all trajectories; `update`: minus the
+    gradient of L-hat without the trajectory, and the trajectory's pseudo-update, both of W_v."""
+    normalisation: Literal["filter", "tensor"] = "filter"
+    """Of random directions. `filter`: every row as long as the weights' row, biases and norms unmoved (Li et al.);
+    `tensor`: every tensor as long as the weights' (what the paper's notebook does)."""
+    num_points: int = Field(11, ge=3)
+    """Points of a side of the grid: odd, so that the policy itself is its middle."""
+    radii: tuple[float, ...] = (1.0, 0.2)
+    """How far the grids of a random plane go, in units of its directions."""
+    update_radii: tuple[float, ...] = (2.0,)
+    """How far those of an update plane go, in units of the pseudo-update's length."""
+    num_prefixes: int = Field(3, ge=1)
+    """Prefixes of the trajectory that L-hat is looked at behind: none of it, evenly more, all of it."""
+    points_per_shard: int = Field(64, ge=1)
+    """Grid points of one shard, the unit of work lost to a kill."""
 
 
 class ReportConfig(Settings):

@@ -39,12 +39,8 @@ def grid(radius: float, num_per_side: int) -> list[Point]:
 
     Raises: ValueError if the number is even, so that the unmoved weights would be missing, or the radius not positive.
     """
-    if num_per_side < 3 or num_per_side % 2 == 0:
-        raise ValueError(
-            f"landscape.num_points={num_per_side}: an odd number from 3 has the unmoved weights in its middle"
-        )
-    if not radius > 0:
-        raise ValueError(f"landscape.radii: {radius:g} must be above 0")
+    if num_per_side < 3 or num_per_side % 2 == 0 or not radius > 0:
+        raise ValueError(f"{num_per_side} points to a side, radius {radius:g}: an odd number from 3 has a middle point")
     half = num_per_side // 2
     steps = [radius * (index - half) / half for index in range(num_per_side)]
     return [Point(x, y) for x in steps for y in steps]

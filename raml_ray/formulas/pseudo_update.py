@@ -80,6 +80,12 @@ def value_patch_cosine(read_D: Tensor, step_E: Tensor, matrix_DE: Tensor) -> Ten
     return torch.where(size > 0, along / size, 0.0)
 
 
+def joined_cosine(cosine_N: Tensor, norm_N: Tensor, other_norm_N: Tensor) -> Tensor:
+    """Cosine of N parts and N other parts, each joined to one vector, from the parts' cosines and norms; 0 if either is 0."""
+    size = _norm(norm_N) * _norm(other_norm_N)
+    return torch.where(size > 0, (cosine_N * norm_N * other_norm_N).sum(-1) / size, 0.0)
+
+
 def joint_value_patch(read_KD: Tensor, step_KE: Tensor) -> Tensor:
     """The smallest change of W_v, (.., D, E), that serves K queries at once; exact where their read inputs are independent.
 

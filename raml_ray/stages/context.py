@@ -23,7 +23,12 @@ READS: dict[Stage, tuple[str, ...]] = {
     "analyze": ("seed", "policy", "prompt", "analyze"),
     "report": ("seed", "evaluate", "report"),
 }
-INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {"lhat": ("lhat",)}
+INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {
+    "lhat": ("lhat",),
+    "pseudo_update": ("pseudo_update",),
+    "roles": ("roles",),
+    "landscape": ("landscape",),
+}
 """The nodes that an instrument of `analyze` reads beside those of its stage."""
 LIMITS = frozenset(
     {

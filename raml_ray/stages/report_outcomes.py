@@ -51,7 +51,7 @@ class Measurement:
     level: float
     """Of the interval, in (0, 1)."""
     unit: str
-    """`points` (percentage points; the difference itself is a fraction), `nats` or `tau`."""
+    """`points` (percentage points; the difference itself is a fraction), `nats`, `tau`, `cosine` or `log ratio`."""
     outcome: Outcome
     num_questions: int
 

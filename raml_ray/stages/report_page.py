@@ -166,7 +166,8 @@ def _difference(measurement: Measurement) -> str:
         return "not measured"
     if measurement.unit == "points":
         return f"{100 * value.mean:+.1f} points {_bounds(value, 100, 1)}"
-    return f"{value.mean:+.2f} {measurement.unit} {_bounds(value, 1, 2)}"
+    digits = 3 if measurement.unit == "cosine" else 2
+    return f"{value.mean:+.{digits}f} {measurement.unit} {_bounds(value, 1, digits)}"
 
 
 def _bounds(value: Interval, scale: float, digits: int) -> str:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-REGEX = "re:"
-"""Begins a rule that is a regular expression and no word."""
+from raml_ray.settings import REGEX_RULE
+
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 Span = tuple[int, int]
@@ -52,20 +52,9 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
 
 
 def pattern(rule: str) -> re.Pattern[str]:
-    """A rule as a regular expression: what follows `re:`, or the words where no word goes on, in any case of letters.
-
-    Raises: ValueError if the rule is empty, is no regular expression, or matches nothing at all.
-    """
-    if not rule.removeprefix(REGEX):
-        raise ValueError("an empty rule would mark everything")
-    if rule.startswith(REGEX):
-        try:
-            found = re.compile(rule.removeprefix(REGEX), re.MULTILINE)
-        except re.error as error:
-            raise ValueError(f"{rule!r} is no regular expression: {error}") from None
-        if found.match(""):
-            raise ValueError(f"{rule!r} matches the empty text: it would mark what is between tokens")
-        return found
+    """A rule as a regular expression: what follows `re:`, or the words where no word goes on, in any case of letters."""
+    if rule.startswith(REGEX_RULE):
+        return re.compile(rule.removeprefix(REGEX_RULE), re.MULTILINE)
     before = r"(?<!\w)" if re.match(r"\w", rule) else ""
     after = r"(?!\w)" if re.search(r"\w\Z", rule) else ""
     return re.compile(before + re.escape(rule) + after, re.IGNORECASE)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from raml_ray.formulas import pseudo_update as formulas
 from raml_ray.formulas.pseudo_update import Write
 from raml_ray.text.suffix import AnswerSuffix
+from raml_ray.workers.answer_loss import answer_loss
 from raml_ray.workers.traced_attention import Layer, attention_modules, traced
 
 READERS = ("answer", "token")
@@ -34,12 +35,16 @@ class HeadUpdates:
     """|dW_v|."""
     reconstruction_error: Tensor
     """|output of the patched head without the token - output with it| / |output with it|."""
+    gradient_norm: Tensor
+    """|dL/dW_v| before the token, of the head's key-value head."""
     cosine: Tensor
     """Of dW_v with -dL/dW_v, before the token."""
     cosine_random: Tensor
     """The same read input with a step of random direction."""
     cosine_shuffled: Tensor
     """The dW_v of another token of the trajectory for the same query; NaN where there is no other."""
+    patch_norm_shuffled: Tensor
+    """Its |dW_v|."""
     transfer_error: Tensor
     """What the patch leaves of the steps that the later answer queries need (`answer`), or the first one (`token`), as
     a share; 1: as bad as none."""
@@ -53,14 +58,6 @@ class TokenUpdate:
     lhat_after: float
     heads: dict[str, HeadUpdates]
     """By reader."""
-
-
-def answer_loss(model: PreTrainedModel, prefix_ids: Sequence[int], suffix: AnswerSuffix) -> Tensor:
-    """L-hat after the prefix, a scalar that can be differentiated, nats per answer token."""
-    ids = torch.tensor([*prefix_ids, *suffix.token_ids], device=model.get_input_embeddings().weight.device)
-    at_A = len(prefix_ids) + torch.tensor(suffix.is_answer, device=ids.device).nonzero()[:, 0]
-    logits_AV = model(input_ids=ids[None], use_cache=False, logits_to_keep=at_A - 1).logits[0].float()
-    return torch.nn.functional.cross_entropy(logits_AV, ids[at_A])
 
 
 def value_gradients(
@@ -125,13 +122,15 @@ def _layer_updates(
 ) -> dict[str, HeadUpdates]:
     """Both readers' updates in one layer, each (H,)."""
     written, read_HKD = _written(layer, place)
-    shuffled = None if other is None else _written(layer, other)
+    swapped, swapped_read_HKD = (written, read_HKD) if other is None else _written(layer, other)
+    there = torch.nan if other is None else 1.0
     noise = torch.randn(written.step_KE.shape, generator=generator).to(read_HKD.device)
     error_HK = _reconstruction_error(layer, written, read_HKD)
     targets = {"token": [1], "answer": list(range(2, read_HKD.shape[1]))}
     found = {}
     for query, reader in enumerate(("token", "answer")):
         read_HD, step_HE = read_HKD[:, query], written.step_KE[:, query]
+        swapped_HD = swapped_read_HKD[:, query], swapped.step_KE[:, query]
         transfer = [
             formulas.transfer_error(read_HD, step_HE, read_HKD[:, later], written.step_KE[:, later])
             for later in targets[reader]
@@ -141,11 +140,11 @@ def _layer_updates(
             direction_norm=torch.linalg.vector_norm(written.direction_KE[:, query], dim=-1),
             patch_norm=formulas.value_patch_norm(read_HD, step_HE),
             reconstruction_error=error_HK[:, query],
+            gradient_norm=torch.linalg.vector_norm(descent_HDE, dim=(-2, -1)),
             cosine=formulas.value_patch_cosine(read_HD, step_HE, descent_HDE),
             cosine_random=formulas.value_patch_cosine(read_HD, noise[:, query], descent_HDE),
-            cosine_shuffled=torch.full_like(error_HK[:, query], torch.nan)
-            if shuffled is None
-            else formulas.value_patch_cosine(shuffled[1][:, query], shuffled[0].step_KE[:, query], descent_HDE),
+            cosine_shuffled=there * formulas.value_patch_cosine(*swapped_HD, descent_HDE),
+            patch_norm_shuffled=there * formulas.value_patch_norm(*swapped_HD),
             transfer_error=torch.stack(transfer).mean(0),
         )
     return found

@@ -41,9 +41,9 @@ def test_a_grid_has_the_unmoved_weights_in_its_middle() -> None:
     assert points[12] == Point(0.0, 0.0)
     assert points[1] == Point(-0.5, -0.25)
     assert points[-1] == Point(0.5, 0.5)
-    with pytest.raises(ValueError, match="num_points=10: an odd number"):
+    with pytest.raises(ValueError, match="10 points to a side"):
         landscape.grid(1.0, 10)
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="radius 0"):
         landscape.grid(0.0, 5)
 
 

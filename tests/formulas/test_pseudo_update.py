@@ -114,6 +114,14 @@ def test_cosines_are_those_of_the_patch_as_a_matrix() -> None:
     assert pu.value_patch_cosine(read_HD, 0 * step_HE, matrix_HDE).tolist() == [0.0, 0.0]
 
 
+def test_cosines_of_parts_join_to_the_cosine_of_the_whole() -> None:
+    one_ND, other_ND = (torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)) for seed in (4, 5))
+    cosine_N = torch.cosine_similarity(one_ND, other_ND)
+    joined = pu.joined_cosine(cosine_N, one_ND.norm(dim=-1), other_ND.norm(dim=-1))
+    assert joined.item() == pytest.approx(torch.cosine_similarity(one_ND.flatten(), other_ND.flatten(), 0).item())
+    assert pu.joined_cosine(cosine_N, torch.zeros(3), torch.ones(3)).item() == 0.0
+
+
 def test_a_token_in_linear_attention_is_an_update_for_every_query() -> None:
     generator = torch.Generator().manual_seed(2)
     key_TD, value_TE = (torch.randn(5, 8, generator=generator).double() for _ in range(2))

@@ -4,6 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from raml_ray.config import Config, ConfigError, override
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.text import roles
 from raml_ray.text.roles import Word
@@ -80,7 +81,38 @@ def test_the_notebooks_words_are_found_by_their_ids() -> None:
     assert roles.occurrences([1], [1, 2]) == []
 
 
-@pytest.mark.parametrize("rule", ["", "re:", "re:(", "re:a*"])
-def test_rules_that_mark_nothing_or_everything_are_refused(rule: str) -> None:
-    with pytest.raises(ValueError):
-        roles.pattern(rule)
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [("", "matches the empty"), ("re:", "matches the empty"), ("re:(", "no regular"), ("re:a*", "empty")],
+)
+def test_rules_that_mark_nothing_or_everything_are_refused(rule: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=rf"roles\.categories\.mine: .*{why}"):
+        override(Config(), {"roles.categories.mine": [rule]})
+
+
+def test_a_category_of_ones_own_stands_beside_the_others() -> None:
+    categories = override(Config(), {"roles.categories.mine": ["wow"]}).roles.categories
+    assert list(categories)[-2:] == ["formatting", "mine"]
+    assert roles.words("wow, wait", [(0, 3), (3, 9)], categories) == [
+        Word("mine", "wow", 0, 1),
+        Word("reflection", "wait", 1, 1),
+    ]
+
+
+def test_the_rules_that_come_along_find_what_they_are_for() -> None:
+    text = "We have 3 + 4 = 7.\nWait, so \\boxed{7}"
+    spans = [(index, index + 1) for index in range(len(text))]
+    found = [(word.category, word.text) for word in roles.words(text, spans, Config().roles.categories)]
+    assert found == [
+        ("assertion", "We have"),
+        ("calculation", "3"),
+        ("calculation", "+"),
+        ("calculation", "4"),
+        ("calculation", "="),
+        ("calculation", "7"),
+        ("formatting", "'\\n'"),
+        ("reflection", "Wait"),
+        ("transition", "so"),
+        ("answer", "\\boxed"),
+        ("calculation", "7"),
+    ]

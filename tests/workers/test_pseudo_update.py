@@ -9,15 +9,17 @@ from torch.linalg import vector_norm
 from transformers import PreTrainedModel
 
 from raml_ray.workers import probe, pseudo_update, traced_attention
+from raml_ray.workers.answer_loss import answer_loss
+from raml_ray.workers.probe import Probe
 from tests.workers.test_probe import SUFFIX, TOKENS, policy
 
 FIRST = 5
 """The first token of the trajectory."""
-MODELS = ("llama", "qwen2", "qwen3")
+MODELS = ("llama", "qwen2", "qwen3", "gemma3_text")
 
 
 def grouped(model_type: str, **changed: object) -> PreTrainedModel:
-    return policy(model_type, num_attention_heads=4, num_key_value_heads=2, **changed)
+    return policy(model_type, num_hidden_layers=3, head_dim=32, **changed)
 
 
 def update(model: PreTrainedModel, token_ids: list[int] = TOKENS) -> pseudo_update.TokenUpdate:
@@ -78,7 +80,7 @@ def test_masses_directions_and_cosines_are_those_of_the_policys_own_tensors() ->
     place, query = len(TOKENS) - 1, len(TOKENS) + 1
     ids = torch.tensor([TOKENS + SUFFIX.token_ids])
     model.zero_grad()
-    pseudo_update.answer_loss(model, TOKENS[:-1], SUFFIX).backward()
+    answer_loss(model, TOKENS[:-1], SUFFIX).backward()
     with torch.no_grad():
         outputs = model(ids, output_attentions=True, output_hidden_states=True)
     for layer, head in ((0, 0), (1, 3), (2, 2)):
@@ -105,7 +107,7 @@ def test_masses_directions_and_cosines_are_those_of_the_policys_own_tensors() ->
 def test_lhat_beside_an_update_is_the_probes() -> None:
     model = grouped("qwen2")
     found = update(model)
-    expected = probe.answer_nll(model, TOKENS, first_position=29, suffix=SUFFIX)
+    ((expected,),) = probe.answer_nll(model, [Probe(TOKENS, [29, 30], [SUFFIX])], memory_mib=64)
     assert [found.lhat_before, found.lhat_after] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
@@ -115,7 +117,7 @@ def test_the_gradient_says_how_the_loss_changes() -> None:
     weight = model.model.layers[1].self_attn.v_proj.weight
     with torch.no_grad():  # of group 1, which query heads 2 and 3 share
         weight[32:] += 1e-5 * gradients[1][2].T / vector_norm(gradients[1][2])
-        moved = float(pseudo_update.answer_loss(model, TOKENS, SUFFIX))
+        moved = float(answer_loss(model, TOKENS, SUFFIX))
     assert (moved - loss) / 1e-5 == pytest.approx(float(vector_norm(gradients[1][2])), rel=1e-2)
     assert torch.equal(gradients[1][2], gradients[1][3])
 

@@ -7,7 +7,7 @@ table.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import torch
@@ -37,6 +37,10 @@ Measure = Callable[[Sequence[Row], Reject], Iterable[Row]]
 """What an instrument does to the rows of one shard: rows of its table, each with its `trajectory_id`."""
 
 
+Policy = TypeVar("Policy")
+"""What an instrument needs of a policy: all of it (`Opened`), or its tokenizer alone."""
+
+
 class Opened(NamedTuple):
     """A policy ready to be measured, in evaluation mode on its device."""
 
@@ -49,10 +53,13 @@ class Table(NamedTuple):
 
     name: str
     schema: pa.Schema
+    key: str = "trajectory_id"
+    """The column that names a row of what is measured, and is in the table: each is there, or was set aside."""
+    rows_per_shard: int = ROWS_PER_SHARD
 
 
 class Measured(NamedTuple):
-    """All rows of the instrument's table, and how many trajectories were set aside."""
+    """All rows of the instrument's table, and how many of what was to be measured were set aside."""
 
     rows: list[dict[str, Any]]
     num_rejected: int
@@ -111,6 +118,11 @@ def opened(policy_path: str, config: Config) -> Opened:
     return Opened(model, policies.load_tokenizer(policy_path))
 
 
+def tokenizer_alone(policy_path: str, config: Config) -> PreTrainedTokenizerBase:
+    """For instruments that work on what another one measured."""
+    return policies.load_tokenizer(policy_path)
+
+
 def one_by_one(rows: Sequence[Row], reject: Reject, measure: Callable[[Row], Iterable[Row]]) -> Iterator[Row]:
     """What `measure` says of each row; rows over which it raises a ValueError are set aside."""
     for row in rows:
@@ -125,17 +137,19 @@ def one_by_one(rows: Sequence[Row], reject: Reject, measure: Callable[[Row], Ite
 def mapped(
     context: Context,
     rows: Sequence[Row],
-    make: Callable[[Opened, Config], Measure],
+    make: Callable[[Policy, Config], Measure],
     table: Table,
     columns: pa.Schema = CHOSEN,
+    open_policy: Callable[[str, Config], Policy] = opened,  # type: ignore[assignment]
 ) -> Measured:
     """The instrument's table over all chosen rows, shard by shard; shards that are there already stay.
 
-    `make` is called once per worker process, `columns` are those of `rows`.
+    `open_policy` and `make` are called once per worker process, `columns` are those of `rows`.
 
     Raises: RuntimeError if a trajectory has no row in the table and was not set aside either; what a worker raised.
     """
     settings, step, folder = context.config.analyze, context.step.name, context.folder
+    unit = "trajectories" if table.key == "trajectory_id" else table.name
     cluster.check_fits(
         {
             f"analyze.num_workers={settings.num_workers}": (
@@ -145,7 +159,7 @@ def mapped(
             "Ray Data's own tasks": (1, 0),
         }
     )
-    shards = [rows[start : start + ROWS_PER_SHARD] for start in range(0, len(rows), ROWS_PER_SHARD)]
+    shards = [rows[start : start + table.rows_per_shard] for start in range(0, len(rows), table.rows_per_shard)]
     done = set((folder / table.name).names("shard-", ".parquet"))
     missing = [{"shard": index} for index in range(len(shards)) if _name(index) not in done]
     for shard in missing:
@@ -154,11 +168,11 @@ def mapped(
     if missing:
         policy_path, _ = rollouts.opened_policy(context)
         job = {"folder": folder.path, "policy_path": policy_path, "config": dump(context.config)}
-        arguments = {"job": job, "make": make, "table": table}
+        arguments = {"job": job, "open_policy": open_policy, "make": make, "table": table}
         workers = mapping.Workers(settings.num_workers, gpus=settings.gpus_per_worker)
         patience = mapping.Patience(settings.shard_timeout_s, f"analyze.shard_timeout_s={settings.shard_timeout_s:g}")
         there = len(rows) - sum(len(shards[shard["shard"]]) for shard in missing)
-        with Progress(folder, step, "analyze", unit="trajectories", total=len(rows), done=there) as progress:
+        with Progress(folder, step, "analyze", unit=unit, total=len(rows), done=there) as progress:
             for report in mapping.over_shards(step, missing, ShardWorker, arguments, workers, patience):
                 progress.add(int(report["rows"]))
     return _complete(folder, rows, table)
@@ -168,9 +182,9 @@ def _complete(folder: Folder, rows: Sequence[Row], table: Table) -> Measured:
     """What all shards hold. A trajectory may have several rows, all in one shard."""
     names = (folder / table.name).names("shard-", ".parquet")
     measured = [(folder / table.name).read_table(name).to_pylist() for name in names]
-    found = [key for shard in measured for key in dict.fromkeys(row["trajectory_id"] for row in shard)]
+    found = [key for shard in measured for key in dict.fromkeys(row[table.key] for row in shard)]
     rejected = (folder / "rejected").read_tables("shard-", records.REJECTED)["row_key"].to_pylist()
-    mapping.check_complete(folder, [row["trajectory_id"] for row in rows], found, rejected)
+    mapping.check_complete(folder, [row[table.key] for row in rows], found, rejected)
     return Measured([row for shard in measured for row in shard], len(rejected))
 
 
@@ -181,11 +195,17 @@ def _name(shard: int) -> str:
 class ShardWorker:
     """An open policy with an instrument: the class that Ray Data maps over shards."""
 
-    def __init__(self, job: dict[str, str], make: Callable[[Opened, Config], Measure], table: Table) -> None:
+    def __init__(
+        self,
+        job: dict[str, str],
+        open_policy: Callable[[str, Config], Policy],
+        make: Callable[[Policy, Config], Measure],
+        table: Table,
+    ) -> None:
         torch.set_num_threads(1)
         config = load(job["config"], "the instrument's configuration")
         self._folder, self._table = Folder(job["folder"]), table
-        self._measure = make(opened(job["policy_path"], config), config)
+        self._measure = make(open_policy(job["policy_path"], config), config)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         reports = [self._shard(int(shard)) for shard in batch["shard"]]
@@ -196,7 +216,7 @@ class ShardWorker:
         rejected: list[records.Rejected] = []
 
         def reject(row: Row, reason: ValueError) -> None:
-            rejected.append(records.rejected(row["trajectory_id"], "analyze", str(reason)[:200], row))
+            rejected.append(records.rejected(row[self._table.key], "analyze", str(reason)[:200], row))
 
         measured = list(self._measure(rows, reject))
         mapping.write_rejected(self._folder, _name(shard), rejected)

@@ -1,0 +1,197 @@
+"""The page's part on landscapes: L-hat around the policy, behind growing prefixes, and the trajectory's real path."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from raml_ray.stages.instruments.landscape import POINTS
+from raml_ray.stages.report_data import Run, StepResult
+from raml_ray.stages.report_figures import INK, Figure, finished
+from raml_ray.stages.report_instruments import Shown
+from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
+from raml_ray.stages.report_measures import interval_table
+
+AROUND = {
+    "middle": ("L-hat of the policy, nats", 2),
+    "rise": ("mean rise, nats", 3),
+    "lower": ("share that lies lower", 3),
+}
+IN_PLACE = {
+    "without": ("without the trajectory", 2),
+    "with": ("with it", 2),
+    "update": ("its update in its place", 2),
+    "gradient": ("a step down the gradient", 2),
+    "noise": ("a random step", 2),
+}
+RESAMPLES = 500
+LEVELS = 13
+"""Contour lines."""
+AXES = {
+    "random": ("first random direction", "second random direction"),
+    "update": ("along -gradient, lengths of the update", "across it, lengths of the update"),
+}
+Rows = Sequence[Mapping[str, Any]]
+
+
+def shown(run: Run) -> Shown:
+    """The section of the steps that looked at landscapes."""
+    figures, tables = [], []
+    for step in run.of_instrument("landscape"):
+        groups = {name: found for name, found in step.figures["groups"].items() if found["num"]}
+        around = [
+            (f"{group}, {plane}, {part} the trajectory", found)
+            for group, each in groups.items()
+            for plane, parts in each["planes"].items()
+            for part, found in parts.items()
+        ]
+        tables.append(interval_table(f"{step.name}: around", AROUND, around))
+        measured = [(group, each["in_place"]) for group, each in groups.items() if each["in_place"]["update"]]
+        if measured:
+            tables.append(interval_table("L-hat, nats per answer token", IN_PLACE, measured))
+            tables.append(
+                '<p class="note">Changes of every W_v of one length, without the trajectory. Means over trajectories with'
+                " 95 % bootstrap intervals.</p>\n"
+            )
+        rows = (step.folder / POINTS.name).read_tables("shard-", POINTS.schema).to_pylist()
+        for plane in dict.fromkeys(row["plane"] for row in rows):
+            radii = sorted({row["radius"] for row in rows if row["plane"] == plane}, reverse=True)
+            for radius in radii:
+                mine = [row for row in rows if row["plane"] == plane and row["radius"] == radius]
+                figures.append(_figure(step, mine, plane, radius))
+    return Shown("Landscapes of L-hat", [], "".join(tables), figures)
+
+
+def _figure(step: StepResult, rows: Rows, plane: str, radius: float) -> Figure:
+    """Mean surfaces of one group behind its prefixes, from above and from the side, and a cut through the middle."""
+    group = "correct" if any(row["group"] == "correct" for row in rows) else rows[0]["group"]
+    grid = [row for row in rows if row["kind"] == "grid"]
+    shares = _shares([row for row in grid if row["group"] == group])
+    surfaces = [_surface([row for row in grid if row["group"] == group], share) for share in shares]
+    levels = np.linspace(*_bounds(surfaces), LEVELS)
+    canvas, drawn = Canvas(figsize=(3.2 * (len(shares) + 1), 6.6)), list[dict[str, Any]]()
+    places = canvas.add_gridspec(2, len(shares) + 1)
+    above = []
+    for index, (share, (x, y, values)) in enumerate(zip(shares, surfaces, strict=True)):
+        above.append(canvas.add_subplot(places[0, index]))
+        filled = above[-1].contourf(x, y, values.T, levels, cmap="viridis")
+        above[-1].plot(0, 0, "+", color="white", markersize=9)
+        above[-1].set(aspect="equal", title=_name(share), xlabel=AXES[plane][0], ylabel="" if index else AXES[plane][1])
+        if share == 0:
+            for path in _paths(rows, group):
+                above[-1].plot(*path, color="#E69F00", linewidth=1, marker=".", markersize=3)
+        side = canvas.add_subplot(places[1, index], projection="3d")
+        side.plot_surface(*np.meshgrid(x, y, indexing="ij"), values, cmap="viridis", vmin=levels[0], vmax=levels[-1])
+        side.view_init(elev=35, azim=-60)
+        side.set_zlim(levels[0], levels[-1])
+        side.set(xlabel="first axis", ylabel="second axis")
+        side.set_title("L-hat, nats", fontsize=9, loc="center")
+        side.tick_params(labelsize=7)
+        drawn += _rows_of("surface", share, x, y, values)
+    canvas.colorbar(filled, ax=above, label="L-hat, nats per answer token", location="top", format="%.3g", aspect=50)
+    _cuts(canvas.add_subplot(places[0, -1]), grid, drawn)
+    caption = (
+        f"Mean over {group} trajectories of L-hat behind none, more and all of the trajectory (columns), around the policy"
+        f" (+). {_of_plane(plane)} Right: a cut through the middle along the first axis, behind the whole trajectory, with"
+        " its 95 % bootstrap interval over trajectories."
+    )
+    name = f"landscape_{step.name}_{plane}_{radius:g}".replace(".", "_")
+    return finished(name, f"L-hat around the policy: {plane} plane, radius {radius:g}", caption, canvas, drawn)
+
+
+def _bounds(surfaces: Sequence[tuple[Any, Any, np.ndarray]]) -> tuple[float, float]:
+    low, high = (float(bound([values for *_, values in surfaces])) for bound in (np.nanmin, np.nanmax))
+    return low, max(high, low + 1e-6)
+
+
+def _of_plane(plane: str) -> str:
+    if plane == "random":
+        return "Axes are in units of the weights."
+    return (
+        "Axes are in units of the trajectory's update of W_v, which lies on the unit circle; orange lines are the real paths:"
+        " the updates of growing prefixes, projected. Along the gradient a step of one unit is as long as the update."
+    )
+
+
+def _shares(rows: Rows) -> list[float]:
+    """The prefixes as shares of the trajectory: of trajectories of different lengths the nearest of a few."""
+    by_trajectory = defaultdict(set)
+    for row in rows:
+        by_trajectory[row["trajectory_id"]].add(row["share"])
+    longest = max(by_trajectory.values(), key=len)
+    return sorted(longest)
+
+
+def _surface(rows: Rows, share: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, y and the mean over trajectories behind the prefix whose share is nearest."""
+    nearest: dict[str, float] = {}
+    for row in rows:
+        best = nearest.setdefault(row["trajectory_id"], row["share"])
+        if abs(row["share"] - share) < abs(best - share):
+            nearest[row["trajectory_id"]] = row["share"]
+    at: dict[tuple[float, float], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["share"] == nearest[row["trajectory_id"]]:
+            at[row["x"], row["y"]].append(row["lhat"])
+    x, y = (np.array(sorted({place[axis] for place in at})) for axis in (0, 1))
+    values = np.full((len(x), len(y)), np.nan)
+    for (one, other), found in at.items():
+        values[np.searchsorted(x, one), np.searchsorted(y, other)] = np.mean(found)
+    return x, y, values
+
+
+def _paths(rows: Rows, group: str) -> list[tuple[list[float], list[float]]]:
+    paths: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] == "path" and row["group"] == group:
+            paths[row["trajectory_id"]].append(row)
+    ordered = [sorted(path, key=lambda row: int(row["prefix"])) for path in paths.values()]
+    return [([row["x"] for row in path], [row["y"] for row in path]) for path in ordered]
+
+
+def _cuts(axis: Any, rows: Rows, drawn: list[dict[str, Any]]) -> None:
+    """L-hat along the first axis behind the whole trajectory, by group."""
+    for group, colour in GROUP_COLOURS.items():
+        cut: dict[str, dict[float, float]] = defaultdict(dict)
+        for row in rows:
+            if row["group"] == group and row["y"] == 0 and row["share"] == 1:
+                cut[row["trajectory_id"]][row["x"]] = row["lhat"]
+        if not cut:
+            continue
+        x = sorted({place for line in cut.values() for place in line})
+        values = np.array([[line[place] for place in x] for line in cut.values() if len(line) == len(x)])
+        resamples = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+        low, high = np.quantile(values[resamples].mean(axis=1), [0.025, 0.975], axis=0)
+        axis.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
+        axis.plot(x, values.mean(axis=0), color=colour, label=f"{group} ({len(values)})")
+        for index, place in enumerate(x):
+            mean = float(values[:, index].mean())
+            bounds = {"lhat": mean, "low": float(low[index]), "high": float(high[index])}
+            drawn.append({"panel": f"cut, {group}", "share": 1.0, "x": place, "y": 0.0} | bounds)
+    axis.axvline(0, color=INK, linewidth=0.8)
+    axis.set(xlabel="first direction", ylabel="L-hat, nats per answer token", title="Cut")
+    axis.legend(fontsize=8)
+
+
+def _rows_of(panel: str, share: float, x: np.ndarray, y: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
+    return [
+        {
+            "panel": panel,
+            "share": share,
+            "x": float(one),
+            "y": float(other),
+            "lhat": float(values[i, j]),
+            "low": None,
+            "high": None,
+        }
+        for i, one in enumerate(x)
+        for j, other in enumerate(y)
+    ]
+
+
+def _name(share: float) -> str:
+    if share in (0, 1):
+        return "without the trajectory" if share == 0 else "behind all of it"
+    return f"behind {100 * share:.0f} % of it"

@@ -1,0 +1,127 @@
+"""The page's part on words: what each kind does to L-hat, held against like places, and the paper's own statistic beside."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+from raml_ray.config import Config
+from raml_ray.stages.instruments.roles import WORDS
+from raml_ray.stages.report_data import Run, StepResult
+from raml_ray.stages.report_figures import INK, Figure, finished
+from raml_ray.stages.report_instruments import Shown
+from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
+from raml_ray.stages.report_measures import by_question, interval_table, point
+from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, level_for, measured
+
+COLUMNS = {
+    "num_words": ("words", 0),
+    "num_before_leak": ("before the answer", 0),
+    "log_ratio": ("log ratio of L-hat", 3),
+    "matched": ("over like places", 3),
+    "matched_size": ("size, over like places", 3),
+}
+REFLECTION = "reflection"
+
+
+def shown(run: Run) -> Shown:
+    """The section of the steps that looked at words."""
+    claims, figures, tables = [], [], []
+    for step in run.of_instrument("roles"):
+        groups = {name: found for name, found in step.figures["groups"].items() if found["num"]}
+        listed = [
+            (f"{category}, {group}", found["categories"][category])
+            for group, found in groups.items()
+            for category in found["categories"]
+        ]
+        tables.append(interval_table(f"{step.name}: words of", COLUMNS, listed))
+        tables.append(
+            '<p class="note">Medians over words before the answer is written, with 95 % bootstrap intervals over'
+            " trajectories. Log ratio: log of L-hat after the word over L-hat before it, negative where it falls; like"
+            " places: the median of the nearest windows of the same length without such a word.</p>\n"
+        )
+        rows = (step.folder / WORDS.name).read_tables("shard-", WORDS.schema).to_pylist()
+        if any(category == REFLECTION for found in groups.values() for category in found["categories"]):
+            claims.append(_reflects(step, rows, run.config))
+        if groups:
+            figures.append(_figure(step, groups))
+    return Shown("Words by their role", claims, "".join(tables), figures)
+
+
+def _reflects(step: StepResult, rows: Sequence[Mapping[str, Any]], config: Config) -> Claim:
+    """Fig. 6: reflection words are larger steps; decided on equal windows at like places, before the answer."""
+
+    def values(measure: str, sign: float) -> Iterator[tuple[str, float | None]]:
+        for row in rows:
+            for word in row["words"]:
+                if (row["group"], word["category"]) == ("correct", REFLECTION) and word["before_leak"]:
+                    yield row["question_id"], None if word[measure] is None else sign * word[measure]
+
+    measurements = tuple(
+        measured(
+            "correct trajectories", step.name, metric, by_question(found), config, unit="log ratio", level=level_for(1)
+        )
+        for metric, found in (
+            ("size of L-hat's log ratio over a reflection word, less that at like places", values("matched_size", 1)),
+            ("fall of L-hat over a reflection word, less that at like places", values("matched", -1)),
+        )
+    )
+    num = measurements[0].num_questions
+    return Claim(
+        "Reflection words change L-hat more than what stands at like places",
+        "Fig. 6",
+        measurements[0].outcome,
+        measurements,
+        ""
+        if num >= MIN_QUESTIONS
+        else f"questions with such words: {num}, fewer than {MIN_QUESTIONS}: too few to decide",
+    )
+
+
+def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
+    canvas = Canvas(figsize=(10.5, 4.2))
+    plain, matched, paper = canvas.subplots(1, 3)
+    drawn: list[dict[str, Any]] = []
+    for axis, measure in ((plain, "log_ratio"), (matched, "matched")):
+        for index, (group, found) in enumerate(groups.items()):
+            for place, (category, entry) in enumerate(found["categories"].items()):
+                if value := entry[measure]:
+                    middle, low, high = value.values()
+                    error = [[max(middle - low, 0)], [max(high - middle, 0)]]
+                    label = group if group not in axis.get_legend_handles_labels()[1] else None
+                    y = place + 0.2 * (index - (len(groups) - 1) / 2)
+                    style = {"marker": "os"[index], "markersize": 5, "capsize": 2.5, "ls": "none", "label": label}
+                    axis.errorbar(middle, y, xerr=error, color=GROUP_COLOURS[group], **style)
+                    drawn.append(point(measure, f"{category}, {group}", place, [middle, low, high]))
+        names = list(next(iter(groups.values()))["categories"])
+        axis.set_yticks(range(len(names)), names if axis is plain else [])
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.axvline(0, color=INK, linewidth=0.8)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set_xlabel("log(L-hat after / before)")
+    plain.set_title("Over a word")
+    plain.legend(fontsize=8)
+    matched.set_title("Less that at like places")
+    _paper(paper, groups, drawn)
+    caption = (
+        "Left and middle: medians over words before the answer is written, whiskers 95 % bootstrap intervals over"
+        " trajectories; below zero L-hat falls. Right: the paper's statistic as its notebook has it: |change| / L-hat,"
+        " over one token for the average and over one more than the word's for words, the answer's tokens included; bars"
+        " are means of correct trajectories with the number of values, and heavy tails make them what they are."
+    )
+    return finished(f"roles_{step.name}", f"What words do to L-hat ({step.name})", caption, canvas, drawn)
+
+
+def _paper(axis: Any, groups: Mapping[str, Any], drawn: list[dict[str, Any]]) -> None:
+    """Bars of the paper's means, on its log axis."""
+    found = groups["correct" if "correct" in groups else next(iter(groups))]["paper"]
+    bars = {word: entry for word, entry in found.items() if entry["mean"]}
+    for place, (word, entry) in enumerate(bars.items()):
+        axis.barh(place, entry["mean"], color="#8c8c8c" if word == "average" else "#0072B2", height=0.6)
+        axis.annotate(f" {entry['mean']:.2g} (n={entry['num']})", (entry["mean"], place), va="center", fontsize=8)
+        drawn.append(point("paper", word, place, [entry["mean"]]))
+    axis.set_yticks(range(len(bars)), list(bars))
+    axis.set_ylim(len(bars) - 0.5, -0.5)
+    axis.set(title="The paper's statistic", xscale="log", xlabel="mean of |change| / L-hat before")
+    axis.margins(x=0.35)

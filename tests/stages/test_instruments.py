@@ -1,0 +1,259 @@
+"""Pseudo-updates, roles and landscapes of a tiny policy: what is measured, counted, kept, and shown."""
+
+import math
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+from raml_ray.config import Config, ConfigError, Step, flatten, override
+from raml_ray.miniature import tokenizer as miniature
+from raml_ray.stages import analyze, report_data, report_instruments, verify
+from raml_ray.stages.instruments import chosen, landscape, pseudo_update, roles
+from raml_ray.stages.report_figures import STYLE
+from raml_ray.stages.report_instruments import Shown
+from raml_ray.stages.report_outcomes import Outcome
+from tests.stages import contexts
+from tests.stages.test_analyze import row
+from tests.stages.test_verify import oracle, verifying
+
+TEXT = "<think>\n _ 7 9\nWait _ 16\n</think>\n\n**Final Answer**\n\\boxed{16}"
+
+
+def test_every_chosen_token_is_measured_for_both_readers(tmp_path: Path) -> None:
+    config = override(Config(), {"analyze.instrument": "pseudo_update", "pseudo_update.num_positions": 3})
+    policy = chosen.opened(contexts.policy(tmp_path / "policy"), config)
+    found = list(pseudo_update.Updates(policy, config).of(row(TEXT)))
+    # the thinking has eleven tokens with both its tags: the first, one in the middle, the last
+    assert [(each["position"], each["reader"]) for each in found] == [
+        (place, reader) for place in (1, 6, 11) for reader in ("answer", "token")
+    ]
+    assert [each["token"] for each in found[::2]] == ["<think>", "\n", "</think>"]
+    for each in found:
+        assert each["num_layers"] == 2
+        assert len(each["mass"]) == len(each["transfer_error"]) == 4
+        assert -1 <= each["cosine_whole"] <= 1
+    # L-hat after a token is L-hat before the next
+    config = override(config, {"pseudo_update.num_positions": 100})
+    every = list(pseudo_update.Updates(policy, config).of(row(TEXT)))[::2]
+    assert [each["lhat_after"] for each in every[:-1]] == pytest.approx([each["lhat_before"] for each in every[1:]])
+
+
+def test_updates_that_half_precision_could_not_check_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"set analyze\.dtype=float32"):
+        override(Config(), {"analyze.instrument": "pseudo_update", "analyze.dtype": "bfloat16"})
+
+
+def tokens(trajectory: str, cosines: list[float], shuffled: float, transfer: list[float]) -> list[chosen.Row]:
+    """Rows of one head; patches of norm 1, 2, .. over changes of L-hat that shrink."""
+    return [
+        {
+            "trajectory_id": trajectory,
+            "cosine_whole": cosine,
+            "cosine_random_whole": 0.0,
+            "cosine_shuffled_whole": shuffled,
+            "patch_norm_whole": 1.0 + place,
+            "lhat_before": 9.0,
+            "lhat_after": place,
+            "mass": [0.5],
+            "transfer_error": transfer,
+            "reconstruction_error": [1e-7],
+        }
+        for place, cosine in enumerate(cosines)
+    ]
+
+
+def test_tokens_are_summed_up_by_trajectory(tmp_path: Path) -> None:
+    context = contexts.context(tmp_path / "run", Step(name="a", stage="analyze"))
+    rows = tokens("a", [0.1, 0.2, 0.3, 0.4, 0.5], 0.1, [0.5, 9.0, 1.0]) + tokens("b", [0.1], float("nan"), [3.0])
+    found = pseudo_update.figures(rows, context)
+    assert (found["num"], found["tokens"], found["reconstruction_error_max"]) == (2, 6, 1e-7)
+    # means of 0.3 and 0.1; only the first trajectory has another token
+    assert found["cosine"]["mean"] == pytest.approx(0.2)
+    assert found["cosine_excess"]["mean"] == pytest.approx(0.2)
+    assert found["transfer_error"]["mean"] == pytest.approx((1.0 + 3.0) / 2)
+    # changes of 9, 8, .. 5 nats under norms of 1 .. 5; one token has no order
+    assert found["tau_norm_change"]["mean"] == pytest.approx(-1.0)
+    assert pseudo_update.figures([], context)["cosine"] is None
+
+
+def curve(lhat_K: list[float], leak: int | None, **changes: object) -> chosen.Row:
+    return row(TEXT, position=list(range(len(lhat_K))), lhat=lhat_K, leak_position=leak) | changes
+
+
+# <think> \n _ 7 9 \n Wait _ 16 \n </think>: halves over Wait (the 7th), doubles over the 7
+LHAT_K = [4.0, 4.0, 4.0, 4.0, 8.0, 8.0, 8.0, 4.0, 4.0, 1.0, 1.0, 1.0]
+
+
+def test_words_are_held_against_like_places_before_the_answer() -> None:
+    (found,) = roles.Roles(miniature.build(), Config()).of(curve(LHAT_K, 9))
+    by_text = {word["text"]: word for word in found["words"]}
+    wait = by_text["Wait"]
+    assert (wait["category"], wait["start"], wait["num_tokens"]) == ("reflection", 6, 1)
+    assert (wait["before"], wait["after"], wait["before_leak"]) == (8.0, 4.0, True)
+    assert wait["log_ratio"] == pytest.approx(-math.log(2))
+    # like places: tokens 5 4 7 3 2 1 0, of which one doubles and none halves; 8 is the answer
+    assert wait["matched"] == pytest.approx(-math.log(2))
+    assert wait["matched_size"] == pytest.approx(math.log(2))
+    seven = by_text["7"]
+    assert (seven["category"], seven["log_ratio"]) == ("calculation", pytest.approx(math.log(2)))
+    assert not by_text["16"]["before_leak"]
+    # as the notebook has it: |L after the token behind Wait - L before Wait| / L before
+    assert found["paper_words"] == [{"word": "Wait", "change": pytest.approx(0.5)}]
+    assert found["paper_changes"] == pytest.approx([0, 0, 1.0, 0, 0, 0.5, 0, 0.75, 0, 0])
+
+
+def test_curves_that_are_not_of_these_tokens_are_set_aside() -> None:
+    measure = roles.Roles(miniature.build(), Config())
+    with pytest.raises(ValueError, match="stride=1"):
+        list(measure.of(curve(LHAT_K, 9, position=[*range(11), 12])))
+    with pytest.raises(ValueError, match="other tokens"):
+        list(measure.of(curve([1.0] * 40, 9)))
+
+
+def test_roles_are_medians_and_the_papers_are_means(tmp_path: Path) -> None:
+    context = contexts.context(tmp_path / "run", Step(name="a", stage="analyze"))
+    measure = roles.Roles(miniature.build(), Config())
+    rows = [*measure.of(curve(LHAT_K, 9)), *measure.of(curve([5.0] * 12, 9, trajectory_id="u"))]
+    found = roles.figures(rows, context)
+    reflection = found["categories"]["reflection"]
+    assert (reflection["num_words"], reflection["num_before_leak"]) == (2, 2)
+    # of -log 2 and 0
+    assert reflection["log_ratio"]["median"] == pytest.approx(-math.log(2) / 2)
+    assert found["categories"]["answer"]["log_ratio"] is None
+    # of ten changes 1, 0.5, 0.75 are not 0, and of the other ten none is
+    assert found["paper"]["average"]["mean"] == pytest.approx(2.25 / 20)
+    assert found["paper"]["average"]["std"] == pytest.approx(math.sqrt((1 + 0.25 + 0.5625) / 20 - (2.25 / 20) ** 2))
+    assert found["paper"]["Wait"] == {"num": 2, "mean": pytest.approx(0.25), "std": pytest.approx(0.25)}
+
+
+def test_words_without_curves_are_refused(tmp_path: Path) -> None:
+    context = contexts.context(tmp_path / "run", Step(name="a", stage="analyze", data=("other",)))
+    (tmp_path / "run" / "other").mkdir(parents=True)
+    (tmp_path / "run" / "other" / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"name a step with analyze\.instrument=lhat"):
+        roles.run(context)
+
+
+SMALL: dict[str, object] = {"num_points": 3, "radii": [0.5], "num_prefixes": 2, "points_per_shard": 5}
+
+
+def landscapes(tmp_path: Path, **settings: object) -> tuple[list[chosen.Row], list[chosen.Row]]:
+    """The blocks of one trajectory, and what is measured of them."""
+    config = override(Config(), {f"landscape.{name}": value for name, value in (SMALL | settings).items()})
+    blocks = landscape.blocks([row(TEXT)], config.landscape)
+    measure = landscape.Landscape(chosen.opened(contexts.policy(tmp_path / "policy"), config), config)
+    return blocks, [each for block in blocks for each in measure.of(block)]
+
+
+def test_every_grid_point_is_measured_once_behind_every_prefix(tmp_path: Path) -> None:
+    blocks, found = landscapes(tmp_path)
+    # nine points in blocks of five and four, on two planes
+    assert [(block["block"], block["is_first"]) for block in blocks] == [
+        ("t/random/0.5/0", True),
+        ("t/random/0.5/5", False),
+        ("t/update/2/0", True),
+        ("t/update/2/5", False),
+    ]
+    points = [(each["plane"], each["x"], each["y"], each["prefix"]) for each in found if each["kind"] == "grid"]
+    assert len(points) == len(set(points)) == 2 * 9 * 2
+    middles = [each for each in found if each["kind"] == "grid" and each["x"] == each["y"] == 0]
+    # the policy itself, on whatever plane
+    assert [each["prefix"] for each in middles] == [0, 11, 0, 11]
+    assert middles[0]["lhat"] == pytest.approx(middles[2]["lhat"])
+    assert middles[1]["lhat"] == pytest.approx(middles[3]["lhat"])
+
+
+def test_a_trajectory_has_a_path_and_rivals_on_its_own_plane_alone(tmp_path: Path) -> None:
+    _, found = landscapes(tmp_path)
+    path = [each for each in found if each["kind"] == "path"]
+    assert [(each["plane"], each["prefix"]) for each in path] == [("update", 0), ("update", 6), ("update", 11)]
+    assert (path[0]["x"], path[0]["y"]) == (0.0, 0.0)
+    assert path[-1]["x"] ** 2 + path[-1]["y"] ** 2 == pytest.approx(1.0, rel=1e-3)
+    assert [each["kind"] for each in found if each["kind"] in landscape.CHANGES] == list(landscape.CHANGES)
+    at = {each["kind"]: each["lhat"] for each in found if each["kind"] in landscape.CHANGES}
+    assert at["gradient"] < path[0]["lhat"]
+
+
+def test_a_landscape_without_its_middle_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"landscape\.num_points=10 is even"):
+        override(Config(), {"landscape.num_points": 10})
+    with pytest.raises(ConfigError, match=r"landscape\.radii=\[1.0, 1.0\]"):
+        override(Config(), {"landscape.radii": [1.0, 1.0]})
+
+
+def test_the_rise_around_the_policy_is_a_mean_over_trajectories(tmp_path: Path) -> None:
+    def grid(trajectory: str, values: list[float]) -> list[chosen.Row]:
+        head = {"trajectory_id": trajectory, "plane": "random", "radius": 0.5, "kind": "grid", "share": 0.0}
+        return [head | {"x": float(x), "y": 0.0, "lhat": value} for x, value in zip((-1, 0, 1), values, strict=True)]
+
+    found = landscape.figures(grid("a", [3.0, 1.0, 2.0]) + grid("b", [2.0, 2.0, 1.0]), 0)
+    around = found["planes"]["random_0.5"]["without"]
+    # rises of 1.5 and -0.5; of a's others none is lower, of b's one of two
+    assert (around["middle"]["mean"], around["rise"]["mean"], around["lower"]["mean"]) == (1.5, 0.5, 0.25)
+    assert found["in_place"]["update"] is None
+
+
+def analyzed(root: Path, instrument: str, data: str, **settings: object) -> report_data.StepResult:
+    """A finished step of that instrument over the trajectories of two questions, as the report reads it."""
+    step = Step(name=instrument, stage="analyze", data=(data,), overrides={"analyze.instrument": instrument})
+    context = contexts.context(root, step, analyze__num_questions=2, **settings)
+    outcome = analyze.run(context)
+    outcome.counts.check()
+    assert analyze.run(context) == outcome  # all shards are there
+    contexts.finish(context, outcome)
+    return report_data.StepResult(
+        name=instrument,
+        stage="analyze",
+        policy="",
+        data=(data,),
+        fingerprint="f",
+        counts={},
+        figures=outcome.figures,
+        seconds=1.0,
+        versions={},
+        peak_memory_gib=None,
+        metrics=(),
+        settings=flatten(context.config),
+        folder=context.folder,
+    )
+
+
+def shown(step: report_data.StepResult) -> Shown:
+    """The page's part on this step, drawn as the report draws."""
+    run = report_data.Run(Config(), (step,), (), ())
+    with mpl.rc_context(STYLE):
+        (found,) = report_instruments.shown(run)
+    assert all(figure.svg and figure.png for figure in found.figures)
+    return found
+
+
+def panels(found: Shown) -> set[str]:
+    return set(found.figures[0].rows["panel"].to_pylist())
+
+
+@pytest.mark.ray
+def test_instruments_measure_what_a_run_has_made_and_the_page_shows_it(cluster: None, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    oracle(root)
+    judged = verifying(root, "long")
+    contexts.finish(judged, verify.run(judged))
+    updates = shown(analyzed(root, "pseudo_update", "verify", pseudo_update__num_positions=3))
+    assert updates.claims[0].outcome is Outcome.UNDECIDED  # of two questions
+    assert "fewer than 10" in updates.claims[0].note
+    assert "correct, read by the answer" in updates.tables
+    assert panels(updates) == {"direction", "size", "transfer"}
+    analyzed(root, "lhat", "verify")
+    words = shown(analyzed(root, "roles", "lhat"))
+    assert words.claims[0].text.startswith("Reflection words")
+    assert "calculation, correct" in words.tables
+    assert panels(words) == {"log_ratio", "matched", "paper"}
+    surfaces = shown(
+        analyzed(root, "landscape", "verify", **{f"landscape__{name}": value for name, value in SMALL.items()})
+    )
+    assert [figure.name for figure in surfaces.figures] == [
+        "landscape_landscape_random_0_5",
+        "landscape_landscape_update_2",
+    ]
+    assert panels(surfaces) == {"surface", "cut, correct"}
+    assert "its update in its place" in surfaces.tables
