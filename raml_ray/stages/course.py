@@ -59,7 +59,7 @@ class Course:
     def _count_repeated(self) -> None:
         """Notes from where this life of the learners goes on, and how many steps of the one before it has to repeat."""
         lives = self._folder.read_json(RESTARTS) if self._folder.exists(RESTARTS) else []
-        steps = [int(row["step"]) for row in read_metrics(self._folder) if set(row) - {"step", "time"}]
+        steps = [int(row["step"]) for row in read_metrics(self._folder)]
         if steps or self.start_step:
             repeated = max(steps, default=0) - self.start_step
             lives.append({"from_step": self.start_step, "repeated_steps": max(repeated, 0)})

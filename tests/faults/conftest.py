@@ -20,7 +20,12 @@ def free_port() -> int:
 def nodes() -> Iterator[Cluster]:
     """A head that runs no engines and two nodes that do, as one machine's processes."""
     # A dead node is noticed after five seconds; one that is merely slow may take its time.
-    health = {"health_check_initial_delay_ms": 5000, "health_check_period_ms": 1000, "health_check_timeout_ms": 30_000}
+    health = {
+        "health_check_initial_delay_ms": 5000,
+        "health_check_period_ms": 1000,
+        "health_check_timeout_ms": 30_000,
+        "agent_register_timeout_ms": 600_000,
+    }
     with tempfile.TemporaryDirectory(prefix="raml", dir="/tmp", ignore_cleanup_errors=True) as folder:
         cluster = Cluster(
             initialize_head=True,

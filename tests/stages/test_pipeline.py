@@ -1,13 +1,19 @@
 """A run as a whole, with the scripted engine: finished once, resumed, refused when something else was asked, done anew."""
 
 import json
+import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
-from raml_ray import presets
-from raml_ray.config import Config, ConfigError, Step, differences, flatten, load, override
+from raml_ray import presets, stopping
+from raml_ray.config import Config, ConfigError, Stage, Step, differences, flatten, load, override
 from raml_ray.stages import pipeline
+from raml_ray.stages.context import Context, Outcome
 from raml_ray.storage import SUMMARY, Folder
 
 QUESTIONS = 6
@@ -109,6 +115,36 @@ def test_a_step_that_failed_before_it_made_anything_can_be_corrected(config: Con
         pipeline.run(override(config, {"data.texts.someone": "txt"}))
     failure = tmp_path / "runs" / "r" / "import" / "failure.txt"
     assert "data.texts.someone" in failure.read_text()
+    assert set(summaries(pipeline.run(config))) == {"import", "verify", "report"}
+
+
+@pytest.mark.ray
+def test_a_step_that_is_stopped_is_no_failure_and_goes_on_later(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracked = override(config, {"tracking.enabled": True})
+    whole = pipeline._stage
+
+    def stage(name: Stage) -> Callable[[Context], Outcome]:
+        def terminated(context: Context) -> Outcome:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+            raise AssertionError("nothing has stopped it")
+
+        return terminated if name == "verify" else whole(name)
+
+    monkeypatch.setattr(pipeline, "_stage", stage)
+    with pytest.raises(stopping.Stopped) as left:
+        pipeline.run(tracked)
+    assert left.value.code == 143
+    folder = Path(config.root) / "r"
+    assert not (folder / "verify" / "failure.txt").exists()
+    client = MlflowClient(f"sqlite:///{config.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("raml")
+    status = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert status == {"r": "KILLED", "import": "FINISHED", "verify": "KILLED"}
+    monkeypatch.setattr(pipeline, "_stage", whole)
     assert set(summaries(pipeline.run(config))) == {"import", "verify", "report"}
 
 
