@@ -64,6 +64,8 @@ def controlled(step: StepResult, curves: Sequence[Curve]) -> Figure:
     for axis in (correct, wrong, margin, around):
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
+        else:
+            axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center")
     caption = (
         "Means over trajectories, each at its own share of the prefixes that do not hold the probed answer yet, with 95 %"
         " bootstrap intervals over trajectories (shaded). Descent toward the answer would lower the blue line and not the"
