@@ -93,7 +93,7 @@ class Bare:
 
     def __init__(self, model: PreTrainedModel, limits: TrainConfig) -> None:
         self._model, self._limits = model.train(), limits
-        attention.use_packed(model, torch.device("cpu"), torch.float32)
+        attention.use_packed(model)
         self._optimizer = torch.optim.AdamW(
             model.parameters(), lr=RATE, betas=(limits.beta1, limits.beta2), weight_decay=0.0, fused=True
         )
