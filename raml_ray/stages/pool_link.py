@@ -50,9 +50,9 @@ class PoolLink:
             tolerance_k3=config.grpo.sync_tolerance_k3,
         )
         starts = config.grpo.max_engine_failures + 1
-        self._asked(
-            pool.ready.remote(), (starts + 1) * config.engine.start_timeout_s, "the rollout engines to be ready"
-        )
+        # A pool that died is being started again: it is waited for, too.
+        is_ready = pool.ready.options(max_task_retries=-1).remote()
+        self._asked(is_ready, (starts + 1) * config.engine.start_timeout_s, "the rollout engines to be ready")
 
     def _asked(self, ref: ray.ObjectRef, timeout_s: float, what: str) -> Any:
         """The pool's answer. Raises: TimeoutError that says who waited for what."""
