@@ -67,7 +67,7 @@ def split_of(train: TrainConfig, made: Architecture) -> memory.Split:
         num_ranks=train.num_workers,
         dtype_bytes=4 if train.dtype == "float32" else 2,
         stage=(train.zero_stage or 3) if train.strategy == "deepspeed" else 0,
-        offload=train.offload,
+        offload=train.offload and train.gpus_per_worker > 0,  # what is on the host already has nowhere else to go
         recompute=train.activation_checkpointing,
         adapters=made.adapter_parameters(train.lora_rank, train.lora_targets) if train.lora_rank else 0,
     )
