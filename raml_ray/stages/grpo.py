@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from raml_ray import cluster, records
+from raml_ray import cluster, recipes, records
 from raml_ray.config import Config, ConfigError
 from raml_ray.records import Question
 from raml_ray.stages import learner_probe, learners, room, sources
@@ -42,7 +42,7 @@ def run(context: Context) -> Outcome:
         }
         | learners.asked(train)
     )
-    num_updated = config.grpo.questions_per_step * config.grpo.num_updated
+    num_updated = recipes.questions_of_a_step(config.grpo) * config.grpo.num_updated
     longest = room.Longest("engine.max_model_len", config.engine.max_model_len, num_updated)
     room.check(config, policy_path, longest, reference=config.grpo.kl_coefficient > 0)
     group = _engines_place(config)
