@@ -13,6 +13,7 @@ from raml_ray.settings import (
     EvaluateConfig,
     GenerateConfig,
     GrpoConfig,
+    InterventionsConfig,
     LandscapeConfig,
     MiniatureConfig,
     RolesConfig,
@@ -156,14 +157,30 @@ def instrument(analyze: AnalyzeConfig) -> None:
 def categories(roles: RolesConfig) -> None:
     """Rules that mark words, and neither everything nor nothing."""
     for category, rules in roles.categories.items():
-        for rule in rules:
-            expression = rule.removeprefix(REGEX_RULE)
-            try:
-                marks_nothing = not expression or (rule != expression and re.compile(expression).match(""))
-            except re.error as error:
-                raise ValueError(f"roles.categories.{category}: {rule!r} is no regular expression: {error}") from None
-            if marks_nothing:
-                raise ValueError(f"roles.categories.{category}: {rule!r} matches the empty text; name what it marks")
+        _rules(f"roles.categories.{category}", rules)
+
+
+def interventions(analyze: AnalyzeConfig, settings: InterventionsConfig, roles: RolesConfig) -> None:
+    """Words that there are, and something to put in their place."""
+    _rules("interventions.neutral", settings.neutral)
+    if analyze.instrument == "interventions" and settings.category not in roles.categories:
+        raise ValueError(
+            f"interventions.category={settings.category!r} is none of roles.categories ({', '.join(roles.categories)}):"
+            " name one of them, or add it there"
+        )
+    if not settings.newline:
+        raise ValueError("interventions.newline is empty: name the text that is put in a word's place")
+
+
+def _rules(name: str, rules: tuple[str, ...]) -> None:
+    for rule in rules:
+        expression = rule.removeprefix(REGEX_RULE)
+        try:
+            marks_nothing = not expression or (rule != expression and re.compile(expression).match(""))
+        except re.error as error:
+            raise ValueError(f"{name}: {rule!r} is no regular expression: {error}") from None
+        if marks_nothing:
+            raise ValueError(f"{name}: {rule!r} matches the empty text; name what it marks")
 
 
 def landscape(settings: LandscapeConfig) -> None:

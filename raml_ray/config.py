@@ -26,6 +26,7 @@ from raml_ray.settings import (
     EvaluateConfig,
     GenerateConfig,
     GrpoConfig,
+    InterventionsConfig,
     LandscapeConfig,
     LhatConfig,
     MiniatureConfig,
@@ -91,6 +92,7 @@ class Config(Settings):
     pseudo_update: PseudoUpdateConfig = PseudoUpdateConfig()
     roles: RolesConfig = RolesConfig()
     landscape: LandscapeConfig = LandscapeConfig()
+    interventions: InterventionsConfig = InterventionsConfig()
     report: ReportConfig = ReportConfig()
     ablate: AblateConfig = AblateConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -115,6 +117,7 @@ class Config(Settings):
         checks.weight_sync(self.grpo, self.engine, self.train)
         checks.instrument(self.analyze)
         checks.categories(self.roles)
+        checks.interventions(self.analyze, self.interventions, self.roles)
         checks.landscape(self.landscape)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)

@@ -441,7 +441,7 @@ class EvaluateConfig(Settings):
     """Questions of each set, from the first; 0 is all."""
 
 
-Instrument = Literal["lhat", "pseudo_update", "roles", "landscape"]
+Instrument = Literal["lhat", "pseudo_update", "roles", "landscape", "interventions"]
 """What `analyze` can measure with; each has a file in stages/instruments/ and a node of settings of its own."""
 
 
@@ -451,7 +451,8 @@ class AnalyzeConfig(Settings):
     instrument: Instrument = "lhat"
     """`lhat`: L-hat after every token of chosen trajectories; `pseudo_update`: what their tokens write into attention, as
     changes of weights, beside the gradient; `roles`: what words of a kind do to L-hat, from the curves of an `lhat` step;
-    `landscape`: L-hat on planes through the policy's weights."""
+    `landscape`: L-hat on planes through the policy's weights; `interventions`: reflection words and others, each put in
+    the other's place."""
     num_questions: int = Field(24, ge=1)
     num_correct: int = Field(1, ge=0)
     """Correct trajectories per question that are looked at."""
@@ -573,6 +574,21 @@ class LandscapeConfig(Settings):
     """Prefixes of the trajectory that L-hat is looked at behind: none of it, evenly more, all of it."""
     points_per_shard: int = Field(64, ge=1)
     """Grid points of one shard, the unit of work lost to a kill."""
+
+
+class InterventionsConfig(Settings):
+    """Words put in another's place (analyze.instrument=interventions); which words have which role say `roles`."""
+
+    category: str = "reflection"
+    """The category of roles.categories whose words are looked at."""
+    neutral: tuple[str, ...] = ()
+    """Words that they are held against, rules as in roles.categories; empty is every word of letters that has no role."""
+    newline: str = "\n"
+    """Text that is put in a word's place as a third thing."""
+    num_words: int = Field(2, ge=1)
+    """Words of a trajectory that are looked at, evenly spread over those before the answer."""
+    horizon: int = Field(8, ge=0)
+    """Tokens that follow in the trajectory and are put behind what was put in; L-hat is looked at without them and with."""
 
 
 class ReportConfig(Settings):

@@ -28,6 +28,7 @@ INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {
     "pseudo_update": ("pseudo_update",),
     "roles": ("roles",),
     "landscape": ("landscape",),
+    "interventions": ("interventions", "roles"),
 }
 """The nodes that an instrument of `analyze` reads beside those of its stage."""
 LIMITS = frozenset(

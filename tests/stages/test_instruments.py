@@ -1,18 +1,24 @@
 """Pseudo-updates, roles and landscapes of a tiny policy: what is measured, counted, kept, and shown."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
 
 from raml_ray.config import Config, ConfigError, Step, flatten, override
 from raml_ray.miniature import tokenizer as miniature
+from raml_ray.settings import PromptConfig
 from raml_ray.stages import analyze, report_data, report_instruments, verify
-from raml_ray.stages.instruments import chosen, landscape, pseudo_update, roles
+from raml_ray.stages.context import Context
+from raml_ray.stages.instruments import chosen, interventions, landscape, pseudo_update, roles
 from raml_ray.stages.report_figures import STYLE
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_outcomes import Outcome
+from raml_ray.text import suffix
+from raml_ray.workers.answer_loss import answer_loss
 from tests.stages import contexts
 from tests.stages.test_analyze import row
 from tests.stages.test_verify import oracle, verifying
@@ -194,6 +200,56 @@ def test_the_rise_around_the_policy_is_a_mean_over_trajectories(tmp_path: Path) 
     assert found["in_place"]["update"] is None
 
 
+def interventions_of(tmp_path: Path, text: str, **settings: object) -> tuple[interventions.Interventions, chosen.Row]:
+    changes = {"neutral": ["re: _"], "num_words": 1, "horizon": 2} | settings
+    config = override(Config(), {f"interventions.{name}": value for name, value in changes.items()})
+    measure = interventions.Interventions(chosen.opened(contexts.policy(tmp_path / "policy"), config), config)
+    (found,) = measure.of(row(text, frequencies="{}"))
+    return measure, found
+
+
+def test_words_are_put_in_each_others_places(tmp_path: Path) -> None:
+    measure, found = interventions_of(tmp_path, TEXT)
+    at_once, later = found["words"]
+    # of the slots at 2 and 7 the nearer one is the partner of Wait at 6
+    assert (at_once["word"], at_once["start"], at_once["partner"], at_once["partner_start"]) == ("Wait", 6, "_", 7)
+    assert (at_once["horizon"], later["horizon"]) == (0, 2)
+    policy, prompt = measure._policy, PromptConfig()
+    prompt_ids, ids = chosen.token_ids(policy.tokenizer, row(TEXT), prompt)
+    answer = suffix.answer_suffix(policy.tokenizer, suffix.NAMED["paper"], "16")
+
+    def lhat(*parts: list[int]) -> float:
+        return answer_loss(policy.model, [token for part in (prompt_ids, *parts) for token in part], answer).item()
+
+    wait, slot = ids[6:7], ids[7:8]
+    assert at_once["own"] == pytest.approx(lhat(ids[:7]) - lhat(ids[:6]), abs=1e-5)
+    # behind the slot at 7 stands 16, the answer: it does not follow
+    assert later["other_here"] == pytest.approx(lhat(ids[:6], slot, ids[7:8]) - lhat(ids[:6], ids[7:8]), abs=1e-5)
+    assert later["moved"] == pytest.approx(lhat(ids[:7], wait) - lhat(ids[:7]), abs=1e-5)
+
+
+def test_a_trajectory_without_such_a_word_is_a_row_without_words(tmp_path: Path) -> None:
+    assert interventions_of(tmp_path, TEXT.replace("Wait", ""))[1]["words"] == []
+    assert interventions_of(tmp_path, TEXT, neutral=["no such word"])[1]["words"] == []
+
+
+def test_interventions_are_means_over_words_then_trajectories() -> None:
+    def words(*owns: float) -> list[chosen.Row]:
+        cells = {"other_here": 1.0, "moved": 2.0, "other_own": 5.0, "newline": 0.0}
+        return [{"own": own, "horizon": horizon, **cells} for own in owns for horizon in (0, 8)]
+
+    found = interventions.figures([{"words": words(3.0, 5.0)}, {"words": words(0.0)}, {"words": []}], Config())
+    assert (found["num"], found["num_words"]) == (3, 3)
+    assert found["after_0"]["own"]["mean"] == pytest.approx((4.0 + 0.0) / 2)
+    # (own - 1) - (2 - 5) of 4 and of 0
+    assert found["after_8"]["interaction"]["mean"] == pytest.approx((6.0 + 2.0) / 2)
+
+
+def test_a_category_that_nobody_defined_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"interventions\.category='mood' is none of roles\.categories"):
+        override(Config(), {"analyze.instrument": "interventions", "interventions.category": "mood"})
+
+
 def analyzed(root: Path, instrument: str, data: str, **settings: object) -> report_data.StepResult:
     """A finished step of that instrument over the trajectories of two questions, as the report reads it."""
     step = Step(name=instrument, stage="analyze", data=(data,), overrides={"analyze.instrument": instrument})
@@ -202,14 +258,19 @@ def analyzed(root: Path, instrument: str, data: str, **settings: object) -> repo
     outcome.counts.check()
     assert analyze.run(context) == outcome  # all shards are there
     contexts.finish(context, outcome)
+    return finished(context, outcome.figures)
+
+
+def finished(context: Context, figures: Mapping[str, Any]) -> report_data.StepResult:
+    """The step as the report reads it."""
     return report_data.StepResult(
-        name=instrument,
+        name=context.step.name,
         stage="analyze",
         policy="",
-        data=(data,),
+        data=context.step.data,
         fingerprint="f",
         counts={},
-        figures=outcome.figures,
+        figures=figures,
         seconds=1.0,
         versions={},
         peak_memory_gib=None,
@@ -232,6 +293,20 @@ def panels(found: Shown) -> set[str]:
     return set(found.figures[0].rows["panel"].to_pylist())
 
 
+def test_the_page_shows_what_words_do_in_other_places(tmp_path: Path) -> None:
+    step = Step(name="words", stage="analyze", overrides={"analyze.instrument": "interventions"})
+    context = contexts.context(tmp_path / "run", step)
+    cells = {"own": 0.5, "other_here": 1.0, "moved": 2.0, "other_own": 5.0, "newline": 0.25}
+    words = [cells | {"horizon": horizon} for horizon in (0, 8)]
+    groups = {"correct": interventions.figures([{"words": words}] * 2, context.config)}
+    groups["wrong"] = interventions.figures([{"words": []}], context.config)
+    found = shown(finished(context, {"groups": groups}))
+    assert "2 words of 2 correct trajectories" in found.tables
+    assert panels(found) == {"change of L-hat at once", "change of L-hat 8 tokens on"}
+    by_series = {point["series"]: point["y"] for point in found.figures[0].rows.to_pylist()}
+    assert by_series["interaction, correct"] == pytest.approx((0.5 - 1.0) - (2.0 - 5.0))
+
+
 @pytest.mark.ray
 def test_instruments_measure_what_a_run_has_made_and_the_page_shows_it(cluster: None, tmp_path: Path) -> None:
     root = tmp_path / "run"
@@ -249,7 +324,12 @@ def test_instruments_measure_what_a_run_has_made_and_the_page_shows_it(cluster: 
     assert "calculation, correct" in words.tables
     assert panels(words) == {"log_ratio", "matched", "paper"}
     surfaces = shown(
-        analyzed(root, "landscape", "verify", **{f"landscape__{name}": value for name, value in SMALL.items()})
+        analyzed(
+            root,
+            "landscape",
+            "verify",
+            **{f"landscape__{name}": value for name, value in (SMALL | {"points_per_shard": 9}).items()},
+        )
     )
     assert [figure.name for figure in surfaces.figures] == [
         "landscape_landscape_random_0_5",

@@ -1,0 +1,139 @@
+"""Reflection words and others, each put in the other's place.   judged trajectories, policy -> interventions/
+
+Two words at two places: whether a word or where it stands changes L-hat. Everything is held against the same place without a
+word, so that what follows weighs alike.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raml_ray.config import Config
+from raml_ray.formulas.interventions import Cells, Effects, effects
+from raml_ray.stages.context import Context, Counts, Outcome
+from raml_ray.stages.instruments import chosen
+from raml_ray.stages.instruments.chosen import Opened, Reject, Row
+from raml_ray.stages.instruments.intervals import over_trajectories
+from raml_ray.text import leak, neutral, roles, suffix
+from raml_ray.text.roles import Word
+from raml_ray.text.suffix import AnswerSuffix
+from raml_ray.workers.answer_loss import answer_loss
+from raml_ray.workers.pseudo_update import evenly
+
+WORD = pa.struct(
+    [
+        *((name, pa.string()) for name in ("word", "partner")),
+        *((name, pa.int32()) for name in ("start", "partner_start", "horizon")),
+        *((name, pa.float32()) for name in (*Cells._fields, "newline")),
+    ]
+)
+"""A word and its partner, where they stand, and what each does to L-hat (nats per answer token) at either place, against the
+place without it: `horizon` of the trajectory's tokens follow in both."""
+INTERVENTIONS = chosen.Table(
+    "interventions",
+    pa.schema([*((n, pa.string()) for n in ("trajectory_id", "question_id", "group")), ("words", pa.list_(WORD))]),
+)
+COLUMNS = pa.schema([*chosen.CHOSEN, ("frequencies", pa.string())])
+
+
+def run(context: Context) -> Outcome:
+    rows = chosen.trajectories(context)
+    frequency = json.dumps(neutral.frequencies((row["text"] for row in rows), context.config.interventions.neutral))
+    rows = [row | {"frequencies": frequency} for row in rows]
+    found = chosen.mapped(context, rows, Interventions, INTERVENTIONS, COLUMNS)
+    groups = {
+        g: figures([row for row in found.rows if row["group"] == g], context.config) for g in ("correct", "wrong")
+    }
+    return Outcome(Counts(len(rows), len(rows) - found.num_rejected, found.num_rejected), {"groups": groups})
+
+
+class Interventions:
+    """Puts words in each other's places, and looks at L-hat."""
+
+    def __init__(self, policy: Opened, config: Config) -> None:
+        self._policy, self._config = policy, config
+        self._newline = list(policy.tokenizer(config.interventions.newline, add_special_tokens=False)["input_ids"])
+
+    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
+        return chosen.one_by_one(rows, reject, self.of)
+
+    def of(self, row: Row) -> Iterable[Row]:
+        """One row, of no words where the trajectory has none, or none to hold them against."""
+        tokenizer, settings = self._policy.tokenizer, self._config.analyze
+        prompt_ids, response_ids = chosen.token_ids(tokenizer, row, self._config.prompt)
+        last = leak.position_of_text(tokenizer, response_ids, settings.until) if settings.until else None
+        leaked = leak.position(tokenizer, response_ids, row["answer"])
+        # The token that completes the answer, and all behind it, is no place to look for a word.
+        ids = response_ids[: min(len(response_ids), last or len(response_ids), (leaked or len(response_ids) + 1) - 1)]
+        answer = suffix.answer_suffix(tokenizer, suffix.text_of(settings.suffix), row["answer"])
+        pairs = self._pairs(ids, json.loads(row["frequencies"]))
+        yield {
+            "trajectory_id": row["trajectory_id"],
+            "question_id": row["question_id"],
+            "group": row["verdict"],
+            "words": [
+                self._measured(prompt_ids, ids, answer, word, partner, horizon)
+                for word, partner in pairs
+                for horizon in dict.fromkeys((0, self._config.interventions.horizon))
+            ],
+        }
+
+    def _pairs(self, ids: list[int], frequency: dict[str, int]) -> list[tuple[Word, Word]]:
+        settings, categories = self._config.interventions, self._config.roles.categories
+        text, spans = roles.token_spans(self._policy.tokenizer, ids)
+        words = [word for word in roles.words(text, spans, categories) if word.category == settings.category]
+        others = neutral.candidates(text, spans, categories, settings.neutral)
+        picked = [words[index] for index in evenly(0, len(words) - 1, settings.num_words)]
+        pairs = [(word, neutral.partner(word, others, frequency)) for word in picked]
+        return [(word, partner) for word, partner in pairs if partner is not None]
+
+    def _measured(
+        self, prompt_ids: list[int], ids: list[int], answer: AnswerSuffix, word: Word, partner: Word, horizon: int
+    ) -> dict[str, Any]:
+        one, other = (ids[each.start : each.start + each.num_tokens] for each in (word, partner))
+
+        def changes(at: Word, *put: list[int]) -> list[float]:
+            end = at.start + at.num_tokens
+            before, behind = [*prompt_ids, *ids[: at.start]], ids[end : end + horizon]
+            with torch.inference_mode():
+                without, *found = (
+                    float(answer_loss(self._policy.model, [*before, *each, *behind], answer)) for each in ([], *put)
+                )
+            return [value - without for value in found]
+
+        own, other_here, newline = changes(word, one, other, self._newline)
+        moved, other_own = changes(partner, one, other)
+        cells = Cells(own, other_here, moved, other_own)._asdict()
+        names = {"word": word.text, "partner": partner.text, "start": word.start, "partner_start": partner.start}
+        return names | {"horizon": horizon, "newline": newline} | cells
+
+
+def figures(rows: Sequence[Row], config: Config) -> dict[str, Any]:
+    """Of one group, by horizon: the cells and effects, means over each trajectory's words, intervals over trajectories."""
+    found: dict[str, Any] = {"num": len(rows), "num_words": 0}
+    for horizon in dict.fromkeys((0, config.interventions.horizon)):
+        columns: dict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            words = [word for word in row["words"] if word["horizon"] == horizon]
+            for name, values in _values(words).items():
+                columns[name].append(float(np.mean(values)))
+        found["num_words"] = sum(word["horizon"] == horizon for row in rows for word in row["words"])
+        found[f"after_{horizon}"] = {
+            name: over_trajectories(columns[name], config.seed, f"{name} {horizon}")
+            for name in (*Cells._fields, "newline", *Effects._fields)
+        }
+    return found
+
+
+def _values(words: Sequence[Row]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = defaultdict(list)
+    for word in words:
+        cells = Cells(*(word[name] for name in Cells._fields))
+        for name, value in (cells._asdict() | effects(cells)._asdict() | {"newline": word["newline"]}).items():
+            found[name].append(value)
+    return found

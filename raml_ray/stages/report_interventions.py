@@ -1,0 +1,96 @@
+"""The page's part on interventions: two words at two places, and what remains that neither explains alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from raml_ray.stages.report_data import Run, StepResult
+from raml_ray.stages.report_figures import INK, Figure, finished
+from raml_ray.stages.report_instruments import Shown
+from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
+from raml_ray.stages.report_measures import interval_table, point
+
+NAMES = {
+    "own": "the word, its place",
+    "other_here": "another word, its place",
+    "newline": "a newline, its place",
+    "moved": "the word, the other's place",
+    "other_own": "the other word, its own place",
+    "word": "word: first less other",
+    "place": "place: first less other",
+    "interaction": "interaction",
+}
+COLUMNS = {name: (NAMES[name], 3) for name in ("own", "other_here", "newline", "moved", "other_own", "interaction")}
+AFTER = "after_"
+
+
+def shown(run: Run) -> Shown:
+    """The section of the steps that put words in other places."""
+    figures, tables = [], []
+    for step in run.of_instrument("interventions"):
+        groups = {name: found for name, found in step.figures["groups"].items() if found["num_words"]}
+        listed = [
+            (f"{group}, {_behind(name)}", found[name]) for group, found in groups.items() for name in _horizons(found)
+        ]
+        tables.append(interval_table(f"{step.name}: change of L-hat, nats", COLUMNS, listed))
+        counts = ", ".join(f"{found['num_words']} words of {found['num']} {group}" for group, found in groups.items())
+        tables.append(
+            f'<p class="note">Against the same place without a word; {counts or "no word had a partner"} trajectories. Means'
+            " over each trajectory's words with 95 % bootstrap intervals over trajectories.</p>\n"
+        )
+        if groups:
+            figures.append(_figure(step, groups))
+    return Shown("Words put in other places", [], "".join(tables), figures)
+
+
+def _horizons(found: Mapping[str, Any]) -> list[str]:
+    return [name for name in found if name.startswith(AFTER)]
+
+
+def _behind(name: str) -> str:
+    horizon = name.removeprefix(AFTER)
+    return "at once" if horizon == "0" else f"{horizon} tokens on"
+
+
+def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
+    horizons = _horizons(next(iter(groups.values())))
+    canvas = Canvas(figsize=(10.5, 3.9))
+    axes = canvas.subplots(1, len(horizons), sharey=True, squeeze=False)[0]
+    drawn: list[dict[str, Any]] = []
+    for axis, horizon in zip(axes, horizons, strict=True):
+        for index, (group, found) in enumerate(groups.items()):
+            shift = 0.2 * (index - (len(groups) - 1) / 2)
+            drawn += _points(axis, group, "os"[index], found[horizon], shift, f"change of L-hat {_behind(horizon)}")
+        axis.axvline(0, color=INK, linewidth=0.8)
+        axis.axhline(4.5, color=INK, linewidth=0.8, linestyle=":")
+        axis.set(title=_behind(horizon).capitalize(), xlabel="change of L-hat, nats per answer token")
+        axis.set_yticks(range(len(NAMES)), list(NAMES.values()))
+    axes[0].set_ylim(len(NAMES) - 0.5, -0.5)
+    axes[0].legend(fontsize=8)
+    caption = (
+        "Above the dotted line: what a word does to L-hat against the same place without it; below: effects of word and"
+        " place, and their interaction, which is 0 where the two add up. Whiskers: 95 % bootstrap intervals over trajectories."
+    )
+    return finished(f"interventions_{step.name}", f"Words put in other places ({step.name})", caption, canvas, drawn)
+
+
+def _points(
+    axis: Axes, group: str, marker: str, found: Mapping[str, Any], shift: float, panel: str
+) -> list[dict[str, Any]]:
+    drawn = []
+    for place, name in enumerate(NAMES):
+        if found[name] is not None:
+            mean, low, high = found[name].values()
+            error = [[max(mean - low, 0)], [max(high - mean, 0)]]
+            style: dict[str, Any] = {
+                "marker": marker,
+                "markersize": 5,
+                "capsize": 2.5,
+                "ls": "none",
+                "color": GROUP_COLOURS[group],
+            }
+            axis.errorbar(mean, place + shift, xerr=error, label=group if place == 0 else None, **style)
+            drawn.append(point(panel, f"{name}, {group}", place, [mean, low, high]))
+    return drawn
