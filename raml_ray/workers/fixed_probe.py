@@ -4,6 +4,7 @@ written, and their end. Any learner can score them: they are sequences like thos
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +13,9 @@ from raml_ray.settings import TrainConfig
 from raml_ray.text import leak
 from raml_ray.text.batches import Example, batches, micro_batches
 from raml_ray.text.suffix import answer_suffix
-from raml_ray.workers.sharding import Sharded
+
+if TYPE_CHECKING:  # a driver asks for the examples alone
+    from raml_ray.workers.sharding import Sharded
 
 START, BEFORE_LEAK, END = "probe/lhat_start", "probe/lhat_before_leak", "probe/lhat_end"
 PLACES = (START, BEFORE_LEAK, END)
@@ -51,7 +54,7 @@ def examples(
 class FixedProbe:
     """Looks at the same examples again and again, each rank at its share of them."""
 
-    def __init__(self, policy: Sharded, examples: Sequence[Example], limits: TrainConfig) -> None:
+    def __init__(self, policy: "Sharded", examples: Sequence[Example], limits: TrainConfig) -> None:
         self._policy, self._limits = policy, limits
         self._mine = list(examples[policy.rank :: policy.world_size])
         self._counts = {place: sum(example.fields[place][0] > 0 for example in examples) for place in PLACES}

@@ -77,7 +77,8 @@ def test_a_setting_of_one_step_is_varied_there_alone_and_a_steps_own_setting_sta
     [
         ({"sft.num_trajectory": [1]}, "did you mean 'sft.num_trajectories'"),
         ({"sft.num_trajectories": [0]}, r"sft\.num_trajectories"),
-        ({"landscape": [1]}, "no setting"),
+        ({"scenery": [1]}, "no setting"),
+        ({"landscape": [1]}, "is a group of settings"),
         ({}, "search space"),
     ],
 )

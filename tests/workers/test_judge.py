@@ -260,7 +260,7 @@ def test_a_judge_that_takes_too_long_on_the_wall_is_stopped():
 
 
 def test_an_answer_that_needs_more_memory_than_it_may_have_is_the_judges_error_and_the_next_one_is_judged():
-    with JudgePool(num_workers=1, cpu_seconds=10, memory_mib=16) as pool:
+    with JudgePool(num_workers=1, cpu_seconds=30, wall_seconds=300, memory_mib=8) as pool:
         judgements = pool.judge([HANGING, ("x^2-1", r"\boxed{(x-1)(x+1)}")])
     assert [(judgement.verdict, judgement.reason) for judgement in judgements] == [
         (Verdict.ERROR, "oom"),

@@ -7,11 +7,10 @@ table.
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pyarrow as pa
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from raml_ray import cluster, records
 from raml_ray.config import Config, ConfigError, dump, load
@@ -23,7 +22,9 @@ from raml_ray.stages.progress import Progress
 from raml_ray.storage import Folder
 from raml_ray.text import batches, prompts
 from raml_ray.workers import policy as policies
-from raml_ray.workers.sharding import DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROWS_PER_SHARD = 8
 CHOSEN = pa.schema([*records.TRAJECTORY, *list(records.VERDICT)[1:], ("problem", pa.string()), ("answer", pa.string())])
@@ -44,7 +45,7 @@ Policy = TypeVar("Policy")
 class Opened(NamedTuple):
     """A policy ready to be measured, in evaluation mode on its device."""
 
-    model: PreTrainedModel
+    model: "PreTrainedModel"
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -113,6 +114,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, row: Row, prompt: PromptConfig
 
 def opened(policy_path: str, config: Config) -> Opened:
     """The policy in analyze.dtype, on a GPU where analyze.gpus_per_worker gives one."""
+    from raml_ray.workers.sharding import DTYPES  # only a worker needs what learners are made of
+
     device = "cuda" if config.analyze.gpus_per_worker else "cpu"
     model = policies.load_model(policy_path, dtype=DTYPES[config.analyze.dtype]).eval().to(device)
     return Opened(model, policies.load_tokenizer(policy_path))
@@ -202,6 +205,8 @@ class ShardWorker:
         make: Callable[[Policy, Config], Measure],
         table: Table,
     ) -> None:
+        import torch
+
         torch.set_num_threads(1)
         config = load(job["config"], "the instrument's configuration")
         self._folder, self._table = Folder(job["folder"]), table
