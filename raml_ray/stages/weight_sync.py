@@ -34,6 +34,7 @@ class ObjectStoreSync:
     def __init__(self, pool: ActorHandle, learner: Sharded, config: Config, asked: Asked) -> None:
         self._pool, self._learner, self._config, self._asked = pool, learner, config, asked
         self._sent: list[Bucket] = []
+        self._scratch = weights.Scratch()
 
     def send(self, version: int, probe: Probe | None, patience_s: float) -> dict[str, float]:
         began = time.perf_counter()
@@ -47,7 +48,7 @@ class ObjectStoreSync:
         # Held until the next sync: the pool may still be reading them.
         self._sent = [
             Bucket(ray.put(flat), layout, weights.checksum(flat, layout))
-            for flat, layout in weights.buckets(tensors, dtype, most)
+            for flat, layout in weights.buckets(tensors, dtype, most, self._scratch)
         ]
         gathered = time.perf_counter()
         load_s: float = self._asked(

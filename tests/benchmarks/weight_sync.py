@@ -37,7 +37,10 @@ PARTS = ("transport", "load")
 PATIENCE_S = 300.0
 NUM_WARM_UP = 2
 """Rounds before those that count: the store's memory, and arrays, are touched for the first time."""
+TOLD = {"time/gather_s": "learner", "time/engine_load_s": "pool and engine"}
+"""Of what a sync says of itself, and whose time it is."""
 Round = dict[str, float]
+"""Way -> seconds; of `transport` what TOLD names, too."""
 
 
 def prepared(folder: Path, mib: int) -> None:
@@ -82,8 +85,10 @@ def in_turns(ways: dict[str, Callable[[], object]], num_rounds: int) -> list[Rou
         rounds.append({})
         for way in list(ways) if number % 2 == 0 else list(ways)[::-1]:
             began = time.perf_counter()
-            ways[way]()
+            told = ways[way]()
             rounds[-1][way] = time.perf_counter() - began
+            if isinstance(told, dict):
+                rounds[-1] |= {name: told[name] for name in TOLD}
     return rounds[NUM_WARM_UP:]
 
 
@@ -148,7 +153,7 @@ def in_a_process(part: str, folder: Path, options: argparse.Namespace) -> list[R
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
-    ours, bound = sorted(rounds[0], key=lambda way: way not in PARTS)
+    ours, bound = sorted(rounds[0].keys() - TOLD, key=lambda way: way not in PARTS)
     ratios = [one[ours] / one[bound] for one in rounds]
     return {
         "way": ours,
@@ -158,6 +163,9 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
         "ratio": statistics.median(ratios),
         "ratio_lowest": min(ratios),
         "ratio_highest": max(ratios),
+        "told": {
+            whose: statistics.median(one[name] for one in rounds) for name, whose in TOLD.items() if name in rounds[0]
+        },
     }
 
 
@@ -188,6 +196,8 @@ def main() -> None:
             f"| {row['way']} | {1000 * row['seconds']:.0f} | {row['bound']} | {1000 * row['bound_seconds']:.0f} |"
             f" {row['ratio']:.2f} ({row['ratio_lowest']:.2f} to {row['ratio_highest']:.2f}) |"
         )
+        for whose, seconds in row["told"].items():
+            print(f"| of which {whose} | {1000 * seconds:.0f} | | | |")
     if options.json:
         options.json.write_text(json.dumps({"mib": mib, "summary": found, "rounds": parts}, indent=1) + "\n")
 

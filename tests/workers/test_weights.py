@@ -93,6 +93,17 @@ def test_buckets_hold_no_more_than_asked_and_one_large_tensor_is_one() -> None:
     assert list(weights.buckets([], torch.float32, 128)) == []
 
 
+def test_a_scratch_gives_the_bytes_of_fresh_memory_whatever_lay_in_it() -> None:
+    scratch = weights.Scratch()
+    first, _ = weights.flatten([("a", torch.full((40,), 7.0))], scratch=scratch)
+    tensors = [("b", torch.ones(3)), ("c", torch.ones(5))]
+    found, layout = weights.flatten(tensors, scratch=scratch)
+    expected, _ = weights.flatten(tensors)
+    assert found.tobytes() == expected.tobytes()  # between b and c, too
+    assert weights.checksum(found, layout) == weights.checksum(expected, layout)
+    assert np.shares_memory(first, found)
+
+
 def test_an_array_of_another_length_than_its_layout_is_refused() -> None:
     flat, layout = weights.flatten([("w", torch.zeros(4))])
     with pytest.raises(ValueError, match="layout says"):
