@@ -8,7 +8,7 @@ MIB = 2**20
 
 
 class Costs(NamedTuple):
-    """Bytes that a pass holds beside the weights, at its peak: in some layer, or at the output head."""
+    """Bytes that a pass holds beside the weights, at its peak: in some layer, or behind the output head."""
 
     per_key: int
     """Keys and values of every layer, and one layer's again: as they were before this pass's were put behind them, and
@@ -18,16 +18,12 @@ class Costs(NamedTuple):
     per_pair: int
     """Of a token and a key: the mask, while it is made; with eager attention the scores too."""
     per_logits: int
-    """The vocabulary's logits at one place, as they come, as float32, and once more for their sum."""
+    """The vocabulary's logits at one place, as they come, as float32 where they are not, and once more for their sum."""
 
     def bytes(self, num_tokens: int, num_cached: int, num_logits: int) -> int:
         num_keys = num_cached + num_tokens
-        return (
-            self.per_key * num_keys
-            + self.per_token * num_tokens
-            + self.per_pair * num_tokens * num_keys
-            + self.per_logits * num_logits
-        )
+        layer = self.per_token * num_tokens + self.per_pair * num_tokens * num_keys
+        return self.per_key * num_keys + max(layer, self.per_logits * num_logits)
 
 
 def costs(config: PretrainedConfig, itemsize: int, *, num_masks: int, is_eager: bool) -> Costs:
@@ -42,5 +38,5 @@ def costs(config: PretrainedConfig, itemsize: int, *, num_masks: int, is_eager: 
         per_key=state * (sizes["num_hidden_layers"] * kv_heads + kv_heads + heads),
         per_token=itemsize * (6 * sizes["hidden_size"] + 2 * heads * head_size + 3 * sizes["intermediate_size"]),
         per_pair=num_masks * itemsize + 8 + (heads * (itemsize + 8) if is_eager else 0),
-        per_logits=sizes["vocab_size"] * (itemsize + 8),
+        per_logits=sizes["vocab_size"] * (itemsize + (4 if itemsize == 4 else 8)),
     )

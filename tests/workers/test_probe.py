@@ -174,12 +174,24 @@ def test_a_smaller_memory_means_more_passes_and_too_little_is_refused_by_name() 
         from_the_tree(model, range(1, 31), SUFFIX, 0.01)
 
 
+@pytest.mark.parametrize(("vocab_size", "memory_mib"), [(53, 4), (20_000, 8)])
+def test_what_a_pass_holds_stays_within_the_memory_and_fills_it(vocab_size: int, memory_mib: float) -> None:
+    model = policy("qwen2", vocab_size=vocab_size, max_position_embeddings=512, hidden_size=128)
+    token_ids = TOKENS * 10
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        probe.answer_nll(model, [Probe(token_ids, range(1, 301, 4), [SUFFIX])], memory_mib=memory_mib)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    assert 0.4 < held.max() / (memory_mib * 2**20) <= 1
+
+
 def test_the_bytes_of_a_pass_by_hand() -> None:
     costs = probe_memory.costs(policy("qwen2").config, 4, num_masks=1, is_eager=False)
     # 2 layers of 2 heads, one layer's again, and 4 heads: 10 heads of 16 numbers, key and value, 4 bytes each
     assert costs.per_key == 10 * 16 * 2 * 4
-    assert costs.per_logits == VOCAB_SIZE * 12
-    assert costs.bytes(5, 20, 3) == 25 * costs.per_key + 5 * costs.per_token + 125 * costs.per_pair + 3 * 53 * 12
+    assert costs.per_logits == VOCAB_SIZE * 8
+    assert costs.bytes(5, 20, 3) == 25 * costs.per_key + 5 * costs.per_token + 125 * costs.per_pair
+    assert costs.bytes(1, 20, 300) == 21 * costs.per_key + 300 * VOCAB_SIZE * 8  # here the head is the peak
 
 
 def test_other_architectures_are_refused_by_name() -> None:
