@@ -18,8 +18,8 @@ def asked(config: Config, stage: Stage) -> dict[str, tuple[float, float]]:
         case "grpo":
             return _engines(config, config.grpo.num_engines, "grpo") | learners.asked(config.train)
         case "analyze":
-            num = config.analyze.num_workers
-            return {f"analyze.num_workers={num}": (float(num), 0.0)} | DATA_TASKS
+            num, gpus = config.analyze.num_workers, config.analyze.gpus_per_worker
+            return {f"analyze.num_workers={num}": (float(num), float(num * gpus))} | DATA_TASKS
         case _:
             return dict(DATA_TASKS)
 
