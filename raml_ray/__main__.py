@@ -9,10 +9,16 @@ import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from raml_ray import __version__, environment, presets
+from raml_ray import __version__, environment, presets, reproductions
 from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, flatten, override
 from raml_ray.settings import Settings
+
+if TYPE_CHECKING:
+    from raml_ray.stages.sweep import Sweep
+
+logger = logging.getLogger("raml_ray")
 
 EPILOG = """\
 PRESET is one of: {presets}; or the path of a config.json that a run left behind.
@@ -40,6 +46,15 @@ def parser() -> argparse.ArgumentParser:
     )
     ablate.add_argument("words", nargs="+", metavar="PRESET [name=value] NAME=grid(...)")
     ablate.add_argument("--dry-run", action="store_true", help="print the trials and their steps, and stop")
+    reproduce = commands.add_parser("reproduce", help="all that a reproduction runs, from where it stopped")
+    reproduce.add_argument(
+        "words",
+        nargs="+",
+        metavar="NAME [name=value]",
+        help=f"NAME is one of: {', '.join(reproductions.REPRODUCTIONS)}",
+    )
+    reproduce.add_argument("--quick", action="store_true", help="the quicker way, where there is one")
+    reproduce.add_argument("--dry-run", action="store_true", help="print the commands that it stands for, and stop")
     status = commands.add_parser("status", help="how far a run is, from any shell that sees its folder")
     status.add_argument("words", nargs="+", metavar="FOLDER | PRESET [name=value]")
     status.add_argument("--json", action="store_true", help="as JSON")
@@ -104,6 +119,8 @@ def _command(options: argparse.Namespace) -> int:
         return status(options.words, as_json=options.json, watch=options.watch)
     if options.command == "ablate":
         return ablate(options.words, dry_run=options.dry_run)
+    if options.command == "reproduce":
+        return reproduce(options.words, quick=options.quick, dry_run=options.dry_run)
     config = presets.from_words(options.words)
     if options.command == "show":
         sys.stdout.write((describe(config) if options.describe else dump(config)) + "\n")
@@ -138,12 +155,7 @@ def run(
 
 def ablate(words: Sequence[str], *, dry_run: bool) -> int:
     """Run a sweep over a preset's steps and say where its report is."""
-    from raml_ray.stages import sweep
-
-    fixed, space = sweep.parsed(words[1:])
-    config = override(presets.from_words([words[0]]), fixed)
-    config = override(config, {"ablate.space": dict(config.ablate.space) | space})
-    found = sweep.expanded(config, config.ablate.space)
+    config, found = _swept(words)
     if dry_run:
         lines = [f"shared: {' '.join(found.shared())}"]
         lines += [f"{trial.name}: {' '.join(found.own(trial))}" for trial in found.trials]
@@ -155,6 +167,36 @@ def ablate(words: Sequence[str], *, dry_run: bool) -> int:
     folder = stage.run(config)
     report = next(step.name for step in found.config.steps if step.stage == "report")
     sys.stdout.write(f"{(folder / report).file('report.html')}\n")
+    return 0
+
+
+def _swept(words: Sequence[str]) -> tuple[Config, "Sweep"]:
+    """The configuration of a sweep, and the sweep."""
+    from raml_ray.stages import sweep
+
+    fixed, space = sweep.parsed(words[1:])
+    config = override(presets.from_words([words[0]]), fixed)
+    config = override(config, {"ablate.space": dict(config.ablate.space) | space})
+    return config, sweep.expanded(config, config.ablate.space)
+
+
+def reproduce(words: Sequence[str], *, quick: bool, dry_run: bool) -> int:
+    """Run the parts of a reproduction one after the other; the first that fails ends it."""
+    parts = reproductions.parts(words[0], words[1:], quick=quick)
+    for part in parts:  # what does not fit the last of them is not found out hours later
+        try:
+            presets.from_words(list(part.words)) if part.command == "run" else _swept(part.words)
+        except ConfigError as error:
+            raise ConfigError(f"{part.line}: {error}") from None
+    if dry_run:
+        sys.stdout.write("".join(f"{part.line}\n    {part.shows}\n" for part in parts))
+        return 0
+    for number, part in enumerate(parts, 1):
+        logger.info("%d of %d (%s): %s", number, len(parts), part.shows, part.line)
+        if part.command == "ablate":
+            ablate(part.words, dry_run=False)
+        else:
+            run(presets.from_words(list(part.words)), stage=None)
     return 0
 
 

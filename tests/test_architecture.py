@@ -21,6 +21,7 @@ LAYERS = {
     "config": {"settings", "checks"},
     "presets": {"config", "presets_paper"},
     "presets_paper": {"config", "text"},
+    "reproductions": {"config"},
     "environment": set(),
     "storage": {"records", "config"},
     "metrics_file": {"storage"},
@@ -57,6 +58,7 @@ LAYERS = {
     "doctor": {"cluster", "config", "environment", "storage", "tracking", "provenance", "workers"},
     "__main__": {
         "presets",
+        "reproductions",
         "environment",
         "config",
         "settings",
