@@ -125,6 +125,8 @@ def _command(options: argparse.Namespace) -> int:
     if options.command == "show":
         sys.stdout.write((describe(config) if options.describe else dump(config)) + "\n")
         return 0
+    if (config.ablate.space or config.ablate.grids) and not options.words[0].endswith(".json"):
+        raise ConfigError(f"{options.words[0]} is a sweep: raml ablate {' '.join(options.words)}")
     stage: Stage | None = options.command if options.command in STAGES else None
     return run(config, stage=stage, step=options.step, redo=tuple(options.redo), dry_run=options.dry_run)
 

@@ -22,6 +22,8 @@ class MiniatureConfig(Settings):
     """Operands of a question of the `deeper` set: more reduction steps than any SFT or GRPO question needs."""
     num_train: int = Field(1024, ge=1)
     """Questions that trajectories are drawn for and policies are trained on."""
+    transfer_fraction: float = Field(0.0, ge=0, le=1)
+    """Share of the training questions that are of the other domain (sums modulo 10), spread evenly over the set."""
     num_eval: int = Field(60, ge=1)
     """Questions of each evaluation set; none occurs among the training questions."""
     reflection_probability: float = Field(0.08, ge=0, le=1)
@@ -597,16 +599,27 @@ class ReportConfig(Settings):
     title: str = "RaML"
 
 
+class GridConfig(Settings):
+    """One of several grids that a sweep runs together."""
+
+    space: dict[str, tuple[Any, ...]] = {}
+    """As ablate.space, which every grid is varied over too."""
+    steps: tuple[str, ...] = ()
+    """The steps that its trials are for; they and what they build on are run. Empty is all."""
+
+
 class AblateConfig(Settings):
     """Ray Tune over any setting of a run's steps (`raml ablate`)."""
 
     space: dict[str, tuple[Any, ...]] = {}
     """Dotted setting -> its values; every combination is a trial. On the command line `NAME=grid(1,2,4)`, `NAME=range(3)`."""
+    grids: dict[str, GridConfig] = {}
+    """Name -> a grid: several sweeps in one run, with one report; what their trials have in common is made once."""
     max_concurrent: int = Field(0, ge=0)
     """Trials side by side; 0 is as many as the cluster has room for."""
     scheduler: Literal["none", "asha"] = "none"
-    """`asha` stops the trials whose metric is behind (Li et al. 2018): sound only where the setting does not change what
-    the metric means, so among the training metrics for `grpo/reward` alone."""
+    """`asha` stops the trials whose metric is behind (Li et al. 2018). Refused where that would be unsound: over seeds, over
+    settings that change what the metric is of, and where a trial has not exactly one GRPO step that they reach."""
     metric: Literal["grpo/reward"] = "grpo/reward"
     """What asha compares, the larger the better."""
     grace_steps: int = Field(10, ge=1)

@@ -176,3 +176,11 @@ def test_show_prints_what_can_be_given_back() -> None:
     printed = raml("show", "smoke", "seed=9").stdout
     assert json.loads(printed)["seed"] == 9
     assert load(printed, "printed") == override(presets.smoke(), {"seed": 9})
+
+
+def test_a_sweep_is_not_run_as_if_it_were_one_run() -> None:
+    done = raml("run", "miniature_policies", "seed=4")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "raml: miniature_policies is a sweep: raml ablate miniature_policies seed=4\n",
+    )

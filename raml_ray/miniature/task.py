@@ -3,10 +3,12 @@
 A state is a row of slots, each empty (`_`) or holding a number. A reduction takes two neighbouring numbers, empties
 the left one's slot and puts the pair's sum into the right one's. Two domains have the same chains over different
 facts: `sum` adds plainly, `sum_mod_10` keeps the last digit. The base policy has seen both; training questions are
-plain sums alone, so that the `transfer` set asks whether what SFT and RL teach reaches a domain they never show.
+plain sums alone (miniature.transfer_fraction changes that), so that the `transfer` set asks whether what SFT and RL teach
+reaches a domain they never show.
 """
 
 import itertools
+import math
 import random
 import re
 import zlib
@@ -96,7 +98,7 @@ def questions(name: str, settings: MiniatureConfig, *, seed: int) -> list[record
     """
     if name not in SETS:
         raise ValueError(f"no question set 'miniature:{name}'; the miniature's sets are: {', '.join(SETS)}")
-    domain = "sum_mod_10" if name == "transfer" else "sum"
+    other = {"train": settings.transfer_fraction, "transfer": 1.0}.get(name, 0.0)
     count_setting = "num_train" if name == "train" else "num_eval"
     num_questions = settings.num_train if name == "train" else settings.num_eval
     num_operands = settings.deeper_operands if name == "deeper" else settings.num_operands
@@ -111,7 +113,15 @@ def questions(name: str, settings: MiniatureConfig, *, seed: int) -> list[record
             f"miniature.{count_setting}={num_questions}, but the set {name!r} has only {len(drawn)} distinct questions"
             f" of {num_operands} operands: lower miniature.{count_setting} or raise the number of operands"
         )
-    return [_question(placed(operands, settings.num_slots), domain, name, num_operands) for operands in drawn]
+    return [
+        _question(placed(operands, settings.num_slots), _domain(place, other), name, num_operands)
+        for place, operands in enumerate(drawn)
+    ]
+
+
+def _domain(place: int, other: float) -> str:
+    """The domain of the question at that place, where a share `other` of any first so many is of the other domain."""
+    return "sum_mod_10" if math.floor((place + 1) * other) > math.floor(place * other) else "sum"
 
 
 def _operands(num_operands: int, *, evaluation: bool, seed: int) -> Iterator[tuple[int, ...]]:

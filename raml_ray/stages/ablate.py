@@ -1,12 +1,14 @@
 """Ablations: the trials of a sweep under Ray Tune, each its own Ray Train runs.   a preset, a search space -> a run
 
 What several trials share is made first. Then each trial runs the steps that are its alone; a step that is finished is
-never done again, so a sweep that was killed goes on where it stopped, and one that is finished ends at once.
+never done again, so a sweep that was killed goes on where it stopped, and one that is finished ends at once. All that is
+needed for this stands in the steps' folders: Tune's own state is never read back, since `Tuner.restore` unpickles it.
 """
 
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +19,9 @@ from raml_ray import cluster, stopping, storage
 from raml_ray.config import Config, ConfigError, dump, fingerprint, load
 from raml_ray.metrics_file import MetricsTail
 from raml_ray.settings import AblateConfig
-from raml_ray.stages import pipeline
+from raml_ray.stages import early_stopping, pipeline
 from raml_ray.stages.needs import asked as needs_of
-from raml_ray.stages.sweep import SWEEP_FILE, Sweep, Trial, expanded
+from raml_ray.stages.sweep import ATTEMPTS, SWEEP_FILE, Sweep, Trial, expanded
 from raml_ray.storage import SUMMARY, Folder
 from raml_ray.tracking import Tracker
 from raml_ray.tracking_commands import TrialPlace
@@ -40,13 +42,16 @@ def run(config: Config) -> Folder:
     names the trials that failed, after all others are done and reported.
     """
     sweep = expanded(config, config.ablate.space)
+    early_stopping.check(sweep, config.ablate)
     folder = storage.run_folder(config.root, config.name)
     _keep(sweep, folder)
     tracker = Tracker(sweep.config, folder)
     try:
         with cluster.connected(sweep.config), stopping.on_sigterm(config.cluster.stop_timeout_s):
+            began = time.monotonic()
             pipeline.run_steps(sweep.config, sweep.shared(), folder, tracker)
             failed = _tuned(sweep, folder)
+            _note(folder, time.monotonic() - began)
             reports = [step.name for step in sweep.config.steps if step.stage == "report"]
             pipeline.run_steps(sweep.config, reports, folder, tracker)
     finally:
@@ -61,7 +66,7 @@ def run(config: Config) -> Folder:
 
 def _keep(sweep: Sweep, folder: Folder) -> None:
     """Leave the sweep's trials in its folder. Raises: ConfigError if others are there."""
-    trials = [{"name": trial.name, "values": trial.values, "steps": trial.steps} for trial in sweep.trials]
+    trials = [trial._asdict() for trial in sweep.trials]
     written = json.loads(json.dumps({"trials": trials}))
     if folder.exists(SWEEP_FILE) and (was := folder.read_json(SWEEP_FILE)) != written:
         names = [[trial["name"] for trial in each["trials"]] for each in (was, written)]
@@ -72,14 +77,22 @@ def _keep(sweep: Sweep, folder: Folder) -> None:
     folder.write_json(SWEEP_FILE, written)
 
 
+def _note(folder: Folder, seconds: float) -> None:
+    """Add what this attempt took to those before it that came to their end."""
+    before = folder.read_json(ATTEMPTS) if folder.exists(ATTEMPTS) else []
+    folder.write_json(ATTEMPTS, [*before, {"seconds": round(seconds, 2)}])
+
+
 def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
     """Run every trial; the failed ones, with the last line of what they died of."""
     settings = sweep.config.ablate
-    trials = {trial.name: trial for trial in sweep.trials if not _is_done(trial, folder)}
-    if not trials:
+    left = [trial for trial in sweep.trials if not _is_done(trial, folder)]
+    if not left:
         return {}
+    # Trials are compared with all others: of those that have ended, Tune is told again what their metrics.jsonl hold.
+    trials = {trial.name: trial for trial in (left if settings.scheduler == "none" else sweep.trials)}
     at_once = trials_at_once(sweep)
-    logger.info("%d of %d trials to do, %d at once", len(trials), len(sweep.trials), at_once)
+    logger.info("%d of %d trials to do, %d at once", len(left), len(sweep.trials), at_once)
     payload = {
         "config": dump(sweep.config),
         "folder": folder.path,

@@ -1,19 +1,23 @@
 """A sweep as a run: a preset's steps once for every setting that reaches them, and the trials that they belong to.
 
 A step is copied for those values of the search space that it, or a step that it builds on, can read; all trials that
-agree on these share the copy. So trajectories are generated once for every training set that is drawn from them.
+agree on these share the copy, those of other grids too. So trajectories are generated once for every training set that is
+drawn from them, and a policy that two sweeps need is trained once.
 """
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raml_ray.config import Config, ConfigError, Step, flatten, override, parse_assignments
+from raml_ray.config import Config, ConfigError, Step, fingerprint, flatten, hint, override, parse_assignments
+from raml_ray.settings import GridConfig
 from raml_ray.stages.context import READS
 
 SWEEP_FILE = "sweep.json"
 """In the run's folder: the trials, and which of the run's steps are whose."""
+ATTEMPTS = "attempts.json"
+"""Beside it: the seconds of every attempt that came to its end."""
 GRID = re.compile(r"grid\((.*)\)", re.DOTALL)
 RANGE = re.compile(r"range\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)")
 STEP_NAME_CHARS = re.compile(r"[^a-z0-9]+")
@@ -27,6 +31,8 @@ class Trial(NamedTuple):
     """Dotted setting -> value."""
     steps: dict[str, str]
     """The preset's name of each step -> the name of the copy that is this trial's."""
+    grid: str = ""
+    """Of ablate.grids; empty where there is one search space alone."""
 
 
 class Sweep(NamedTuple):
@@ -69,35 +75,69 @@ def parsed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
 
 
 def expanded(config: Config, space: Mapping[str, Sequence[Any]]) -> Sweep:
-    """The run of all trials of a search space over a preset; its report is the sweep's.
+    """The run of all trials of a search space, or of every grid times that space, over a preset; its report is the sweep's.
 
     A setting that a step overrides itself is not varied there; `steps.NAME.SETTING` is varied in that step alone.
 
     Raises: ConfigError for an unknown setting or a value that does not fit it, and for a setting that no step reads.
     """
+    grids = dict(config.ablate.grids) or {"": GridConfig()}
+    copies: dict[str, Step] = {}  # by what they do
+    trials = [trial for name, grid in grids.items() for trial in _trials(config, name, grid, space, copies)]
+    reports = [step for step in config.steps if step.stage == "report"] or [Step(name="report", stage="report")]
+    whole = config.model_copy(update={"steps": ()})
+    merged = Config.model_validate(whole.model_dump() | {"steps": [*copies.values(), *reports[-1:]]})
+    return Sweep(override(merged, {}), tuple(trials))
+
+
+def _trials(
+    config: Config, grid_name: str, grid: GridConfig, space: Mapping[str, Sequence[Any]], copies: dict[str, Step]
+) -> Iterator[Trial]:
+    """The trials of one grid; the copies that they need are added to those that there are, by what they do."""
+    space = dict(grid.space) | dict(space)
     if not space:
         raise ConfigError("a sweep needs a search space: sft.num_trajectories=grid(1,2,4) or ablate.space={...}")
     space = {name: [_typed(config, name, value) for value in values] for name, values in space.items()}
-    steps = [step for step in config.steps if step.stage != "report"]
+    steps = _wanted(config, grid_name, grid)
     reach = _reach(steps, list(space))
     for name in space:
         if not any(name in names for names in reach.values()):
             raise ConfigError(
                 f"{name} is varied, but no step of run {config.name!r} reads it: its trials would be alike"
             )
-    copies: dict[str, Step] = {}
-    trials = []
     for point in itertools.product(*space.values()):
         values = dict(zip(space, point, strict=True))
         names: dict[str, str] = {}
         for step in steps:
-            names[step.name] = _slug(step.name, {name: values[name] for name in space if name in reach[step.name]})
-            copies.setdefault(names[step.name], _copy(step, names, values, reach[step.name]))
-        trials.append(Trial(_slug("", values), values, names))
-    reports = [step for step in config.steps if step.stage == "report"] or [Step(name="report", stage="report")]
-    whole = config.model_copy(update={"steps": ()})
-    merged = Config.model_validate(whole.model_dump() | {"steps": [*copies.values(), *reports[-1:]]})
-    return Sweep(override(merged, {}), tuple(trials))
+            slug = _slug(step.name, {name: values[name] for name in space if name in reach[step.name]})
+            copy = _copy(step, slug, names, values, reach[step.name])
+            names[step.name] = copies.setdefault(_does(config, step, copy), copy).name
+        yield Trial(_slug(grid_name, values), values, names, grid_name)
+
+
+def _wanted(config: Config, grid_name: str, grid: GridConfig) -> list[Step]:
+    """The grid's steps and all that they build on, in their order, without reports."""
+    steps = [step for step in config.steps if step.stage != "report"]
+    if not grid.steps:
+        return steps
+    there = {step.name for step in steps}
+    if unknown := set(grid.steps) - there:
+        name = min(unknown)
+        raise ConfigError(
+            f"ablate.grids.{grid_name}.steps: run {config.name!r} has no step {name!r}{hint(name, sorted(there))}"
+        )
+    wanted = set(grid.steps)
+    for step in reversed(steps):
+        if step.name in wanted:
+            wanted |= {name for name in (step.policy, *step.data) if name}
+    return [step for step in steps if step.name in wanted]
+
+
+def _does(config: Config, step: Step, copy: Step) -> str:
+    """The same for two copies of a step that differ at most in settings that are the run's own anyway."""
+    run = flatten(config)
+    own = {name: value for name, value in copy.overrides.items() if name not in run or run[name] != value}
+    return fingerprint([step.name, copy.policy, copy.data, sorted(own.items())])
 
 
 def _typed(config: Config, name: str, value: Any) -> Any:
@@ -124,16 +164,16 @@ def _reads(step: Step, name: str) -> bool:
     return name.split(".")[0] in READS[step.stage] and name not in step.overrides
 
 
-def _copy(step: Step, names: Mapping[str, str], values: Mapping[str, Any], reach: Sequence[str]) -> Step:
+def _copy(step: Step, name: str, names: Mapping[str, str], values: Mapping[str, Any], reach: Sequence[str]) -> Step:
     """The step under its new name, with what is varied in it, and the copies of what it builds on."""
-    own = {name: values[name] for name in reach if _reads(step, name)}
+    own = {varied: values[varied] for varied in reach if _reads(step, varied)}
     prefix = f"steps.{step.name}."
     return Step(
-        name=names[step.name],
+        name=name,
         stage=step.stage,
         policy=names.get(step.policy, ""),
         data=tuple(names[other] for other in step.data),
-        overrides=dict(step.overrides) | {name.removeprefix(prefix): value for name, value in own.items()},
+        overrides=dict(step.overrides) | {varied.removeprefix(prefix): value for varied, value in own.items()},
     )
 
 

@@ -59,6 +59,17 @@ def test_sets_have_the_levels_domains_and_answers_they_are_named_for():
             assert int(question.answer) == (expected if domain == "sum" else expected % 10)
 
 
+def test_a_share_of_the_training_questions_is_of_the_other_domain_and_of_any_first_so_many():
+    settings = MiniatureConfig(num_train=8, num_eval=4, transfer_fraction=0.25)
+    domains = [question.domain for question in task.questions("train", settings, seed=0)]
+    assert domains == ["sum", "sum", "sum", "sum_mod_10"] * 2
+    assert {question.domain for question in task.questions("in_domain", settings, seed=0)} == {"sum"}
+    plain = task.questions("train", MiniatureConfig(num_train=8), seed=0)
+    assert [task.parse(question.problem)[0] for question in plain] == [
+        task.parse(question.problem)[0] for question in task.questions("train", settings, seed=0)
+    ]
+
+
 def test_questions_are_distinct_and_decided_by_the_seed():
     train = task.questions("train", SETTINGS, seed=3)
     assert (

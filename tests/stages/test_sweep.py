@@ -3,7 +3,7 @@
 import pytest
 
 from raml_ray import presets
-from raml_ray.config import Config, ConfigError, Step
+from raml_ray.config import Config, ConfigError, Step, override
 from raml_ray.stages import sweep
 
 CHAIN = Config(
@@ -97,3 +97,33 @@ def test_the_miniatures_groups_are_updated_on_in_part_and_both_starts_follow() -
         "evaluate_sft",
     } <= names
     assert "evaluate_sft_num_updated_1" not in names
+
+
+def test_grids_share_what_is_alike_and_run_no_step_that_they_do_not_need() -> None:
+    config = override(
+        CHAIN,
+        {
+            "ablate.grids": {
+                "own": {},
+                "few": {"space": {"sft.num_trajectories": [1, 32]}, "steps": ["sft"]},
+            }
+        },
+    )
+    found = sweep.expanded(config, {"seed": [3]})
+    own, one, all_of_them = found.trials
+    assert [trial.name for trial in found.trials] == [
+        "own_seed_3",
+        "few_num_trajectories_1_seed_3",
+        "few_num_trajectories_32_seed_3",
+    ]
+    assert all_of_them.steps == {name: own.steps[name] for name in ("base", "generate", "verify", "sft")}
+    assert one.steps["sft"] == "sft_num_trajectories_1_seed_3" and "evaluate" not in one.steps
+    assert found.own(one) == ["sft_num_trajectories_1_seed_3"] and found.own(all_of_them) == []
+    assert [trial.grid for trial in found.trials] == ["own", "few", "few"]
+
+
+def test_a_grid_of_an_unknown_step_and_one_of_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ablate\.grids\.few\.steps.*'sftt'; did you mean 'sft'"):
+        sweep.expanded(override(CHAIN, {"ablate.grids": {"few": {"steps": ["sftt"]}}}), {"seed": [1]})
+    with pytest.raises(ConfigError, match="search space"):
+        sweep.expanded(override(CHAIN, {"ablate.grids": {"none": {}}}), {})

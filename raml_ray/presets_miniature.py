@@ -1,0 +1,127 @@
+"""The miniature: an embedded arithmetic task, a policy trained from scratch on it, and everything done with both."""
+
+from raml_ray.config import Config, Step, override
+
+
+def miniature() -> Config:
+    """The whole way on one machine: an embedded arithmetic task, a policy trained from scratch, every stage."""
+    evaluated = ("base", "sft", "grpo_zero", "grpo_cold")
+    return override(
+        Config(
+            name="miniature",
+            steps=(
+                Step(name="base", stage="base"),
+                Step(name="generate", stage="generate", policy="base", overrides={"data.limit": 128}),
+                Step(
+                    name="teacher",
+                    stage="generate",
+                    overrides={"generate.source": "oracle", "generate.num_samples": 32, "data.limit": 128},
+                ),
+                Step(name="verify", stage="verify", data=("teacher", "generate")),
+                Step(name="sft", stage="sft", policy="base", data=("verify",)),
+                Step(name="grpo_zero", stage="grpo", policy="base"),
+                Step(name="grpo_cold", stage="grpo", policy="sft"),
+                *(Step(name=f"evaluate_{name}", stage="evaluate", policy=name) for name in evaluated),
+                Step(name="analyze", stage="analyze", policy="sft", data=("evaluate_sft",)),
+                Step(name="report", stage="report"),
+            ),
+        ),
+        {
+            "data.path": "miniature:train",
+            "sft.policies": ["oracle"],
+            # In synchronous GRPO learner and engine take turns: each may use both cores.
+            "engine.cpus_per_engine": 2,
+            "train.cpus_per_worker": 2,
+            "cluster.num_cpus": 5,
+            "evaluate.sets": {name: f"miniature:{name}" for name in ("in_domain", "deeper", "transfer")},
+            "report.title": "RaML on the miniature",
+        },
+    )
+
+
+def smoke() -> Config:
+    """The miniature at the smallest size that still runs every line: seconds of training, figures without meaning."""
+    return override(
+        miniature(),
+        {
+            "name": "smoke",
+            "base.num_steps": 30,
+            "miniature.num_train": 16,
+            "miniature.num_eval": 8,
+            "generate.num_samples": 2,
+            "generate.shard_questions": 8,
+            "sft.max_steps": 4,
+            "sft.batch_size": 16,
+            "grpo.num_steps": 2,
+            "grpo.questions_per_step": 4,
+            "grpo.num_trajectories": 4,
+            "grpo.num_updated": 2,
+            "evaluate.num_samples": 4,
+            "evaluate.k": 2,
+            "analyze.num_questions": 4,
+            "train.checkpoint_every": 1,
+        },
+    )
+
+
+def miniature_modes() -> Config:
+    """One policy that thinks as long as it likes, not at all, or until its thinking is cut (the paper's Figs. 5 and 11)."""
+    whole = miniature()
+    budgets = (8, 16, 32)
+    modes: dict[str, dict[str, object]] = {"thinking": {}, "no_thinking": {"prompt.thinking": False}}
+    modes |= {f"budget_{budget}": {"evaluate.thinking_budget": budget} for budget in budgets}
+    steps = (
+        whole.step("base"),
+        whole.step("teacher"),
+        whole.step("verify").model_copy(update={"data": ("teacher",)}),
+        whole.step("sft"),
+        *(
+            Step(name=f"evaluate_{mode}", stage="evaluate", policy="sft", overrides=overrides)
+            for mode, overrides in modes.items()
+        ),
+        *(
+            Step(name=f"lhat_{mode}", stage="analyze", policy="sft", data=(f"evaluate_{mode}",), overrides=modes[mode])
+            for mode in ("thinking", "no_thinking")
+        ),
+        Step(name="report", stage="report"),
+    )
+    return override(
+        whole.model_copy(update={"name": "miniature_modes", "steps": steps}),
+        {"report.title": "Thinking, no thinking and cut thinking on the miniature"},
+    )
+
+
+def miniature_science() -> Config:
+    """Every instrument on the miniature's fine-tuned policy, along its own correct and wrong trajectories."""
+    whole = miniature()
+    tried = ("evaluate_sft",)
+    instruments = (
+        Step(name="lhat", stage="analyze", policy="sft", data=tried),
+        _instrument("roles", ("lhat",)),
+        _instrument("pseudo_update", tried),
+        # The miniature's only other words are its empty slots.
+        _instrument("interventions", tried, {"interventions.neutral": ["re: _"]}),
+        _instrument("landscape", tried, {"analyze.num_questions": 4}),
+    )
+    steps = (
+        whole.step("base"),
+        whole.step("teacher"),
+        whole.step("verify").model_copy(update={"data": ("teacher",)}),
+        whole.step("sft"),
+        whole.step("evaluate_sft"),
+        *instruments,
+        Step(name="report", stage="report"),
+    )
+    return override(
+        whole.model_copy(update={"name": "miniature_science", "steps": steps}),
+        {
+            "evaluate.sets": {"in_domain": "miniature:in_domain"},
+            "report.title": "What tokens do: the miniature under every instrument",
+        },
+    )
+
+
+def _instrument(name: str, data: tuple[str, ...], overrides: dict[str, object] | None = None) -> Step:
+    """A step of that instrument, named after it."""
+    settings = {"analyze.instrument": name} | (overrides or {})
+    return Step(name=name, stage="analyze", policy="sft", data=data, overrides=settings)
