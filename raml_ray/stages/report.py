@@ -7,16 +7,21 @@ import logging
 import os
 import platform
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from raml_ray.config import Config, dump, fingerprint
 from raml_ray.provenance import git_revision, without_secrets
+from raml_ray.stages import report_outer_gradient, report_thinking
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.report_claims import claims, is_near_zero
-from raml_ray.stages.report_data import read
+from raml_ray.stages.report_data import Run, read
 from raml_ray.stages.report_figures import figures, styled
-from raml_ray.stages.report_instruments import shown
+from raml_ray.stages.report_instruments import Shown, shown
+from raml_ray.stages.report_outcomes import Claim
 from raml_ray.stages.report_page import Facts, page
+from raml_ray.stages.report_seeds import over_seeds
 from raml_ray.stages.report_sweep import swept
 from raml_ray.storage import Folder
 
@@ -41,7 +46,7 @@ def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COM
     run = read(run_folder, config)
     with styled():
         drawn, sweep, instruments = figures(run), swept(run, run_folder), shown(run)
-    checked = [*claims(run), *(claim for instrument in instruments for claim in instrument.claims)]
+    checked = over_seeds(run, partial(_claims, instruments))
     kept = [*drawn, *(figure for part in (*sweep, *instruments) for figure in part.figures)]
     for figure in kept:
         (out / "figures").write_text(f"{figure.name}.svg", figure.svg)
@@ -68,6 +73,14 @@ def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COM
         "accuracy_near_zero": is_near_zero(run.evaluations),
         "claims": [claim.as_json() for claim in checked],
     }
+
+
+def _claims(instruments: Sequence[Shown], run: Run) -> list[Claim]:
+    """Every claim that the run, or the part of it that is of one seed, has the steps for."""
+    names = {step.name for step in run.steps}
+    measured = (claim for instrument in instruments for claim in instrument.claims)
+    own = [claim for claim in measured if any(one.where in names for one in claim.measurements)]
+    return [*claims(run), *report_outer_gradient.claims(run), *report_thinking.claims(run), *own]
 
 
 def _machine() -> str:

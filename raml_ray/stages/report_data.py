@@ -10,6 +10,7 @@ from raml_ray.config import Config
 from raml_ray.formulas.metrics import Interval
 from raml_ray.metrics_file import read_metrics
 from raml_ray.stages.report_lineage import Origin, lineage, lineage_name
+from raml_ray.stages.sweep import SWEEP_FILE
 from raml_ray.storage import SUMMARY, Folder
 
 METRICS = ("accuracy", "pass_at_k", "mg_pass_at_k")
@@ -103,6 +104,9 @@ class Run:
     steps: tuple[StepResult, ...]
     unfinished: tuple[str, ...]
     evaluations: tuple[Evaluation, ...]
+    is_sweep: bool = False
+    varied: frozenset[str] = frozenset()
+    """Steps that belong to a sweep's trials at other settings (seeds apart) than the run's own, and to no other trial."""
 
     def of_stage(self, stage: str) -> list[StepResult]:
         return [step for step in self.steps if step.stage == stage]
@@ -135,7 +139,10 @@ def read(run_folder: Folder, config: Config) -> Run:
     unfinished = tuple(name for name in known if name not in finished)
     origins = _origins(config, steps)
     evaluations = [_evaluation(step, lineage(step.policy, origins)) for step in steps if step.stage == "evaluate"]
-    return Run(config, tuple(steps), unfinished, tuple(_labelled(evaluations)))
+    trials = run_folder.read_json(SWEEP_FILE)["trials"] if run_folder.exists(SWEEP_FILE) else []
+    own = {step for trial in trials if set(trial["values"]) <= {"seed"} for step in trial["steps"].values()}
+    varied = frozenset(step for trial in trials for step in trial["steps"].values()) - own
+    return Run(config, tuple(steps), unfinished, tuple(labelled(evaluations)), bool(trials), varied)
 
 
 def interval(value: Any) -> Interval | None:
@@ -208,8 +215,9 @@ def _set_result(entry: Mapping[str, Any]) -> SetResult:
     )
 
 
-def _labelled(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations with labels that no two share: the policy's step is added, if need be the evaluate step."""
+def labelled(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations with labels that no two share: the lineage, if need be with the policy's step, or the evaluate step."""
+    evaluations = [replace(evaluation, label=lineage_name(evaluation.lineage)) for evaluation in evaluations]
     for part in ("policy", "step"):
         times = Counter(evaluation.label for evaluation in evaluations)
         evaluations = [

@@ -20,6 +20,8 @@ LINEAGE_COLOURS = {(): "#8c8c8c", ("sft",): "#0072B2", ("grpo",): "#E69F00", ("s
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#7A68A6", "#A6761D", "#1B9E9E", "#B8A500", "#555555")
 # Replaced by currentColor in the page's SVG, so that text and axes follow the page's light or dark scheme.
 INK = "#1c1e21"
+MOST_NAMED = 10
+"""Training runs that a panel names; a sweep's many are told apart by the rows behind the figure."""
 STYLE: dict[str, Any] = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -60,8 +62,9 @@ class Figure:
 
 
 def figures(run: Run) -> list[Figure]:
-    """Policies and their training, as far as the run has data for them; to be drawn in `styled`."""
-    found = [_evaluation(run.evaluations) if run.evaluations else None, _training(run)]
+    """Policies (a sweep has a figure of its own) and their training, as far as the run has data for them; to be drawn in
+    `styled`."""
+    found = [_evaluation(run.evaluations) if run.evaluations and not run.is_sweep else None, _training(run)]
     return [figure for figure in found if figure is not None]
 
 
@@ -161,7 +164,8 @@ def _training(run: Run) -> Figure | None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if metric == "grpo/reward":
             axis.set_ylim(0, max(1.02, max(y for points in lines.values() for _, y in points)))
-        axis.legend(fontsize=9)
+        if len(lines) <= MOST_NAMED:
+            axis.legend(fontsize=9)
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
     caption = (

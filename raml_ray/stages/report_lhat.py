@@ -6,6 +6,7 @@ from statistics import fmean
 from raml_ray.config import Config
 from raml_ray.formulas.lhat import ema, kendall_tau, leak_split
 from raml_ray.stages import report_curves
+from raml_ray.stages.claims import answered
 from raml_ray.stages.report_curves import Curve
 from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_instruments import Shown
@@ -33,7 +34,14 @@ def _falls(step: StepResult, curves: Sequence[Curve], config: Config) -> Claim:
     drawn = [(one, kendall_tau(ema(one.lhat, config.lhat.ema_alpha))) for one in correct]
     measurements = tuple(
         measured(
-            "correct trajectories", step.name, metric, _falls_by_question(taus), config, unit="tau", level=level_for(1)
+            "correct trajectories",
+            step.name,
+            metric,
+            _falls_by_question(taus),
+            config,
+            unit="tau",
+            level=level_for(1),
+            decides=taus is before,
         )
         for metric, taus in (
             ("fall before the answer is written (-Kendall tau)", before),
@@ -45,26 +53,26 @@ def _falls(step: StepResult, curves: Sequence[Curve], config: Config) -> Claim:
         note = "; ".join(
             filter(None, [note, "the smoothed curve falls as the paper draws it: by the answer being written"])
         )
-    text = "L-hat falls along a correct trajectory, before its answer is written"
-    return Claim(text, "Fig. 3", measurements[0].outcome, measurements, note)
+    return answered("lhat-falls", measurements, note)
 
 
 def _ends_differ(step: StepResult, curves: Sequence[Curve], config: Config) -> Claim:
-    ends: dict[str, list[tuple[Curve, float | None]]] = {
-        "L-hat at the last prefix before the answer is written": [(one, _last_before_leak(one)) for one in curves],
-        "L-hat at the last probed prefix, as the paper draws it": [(one, one.lhat[-1]) for one in curves],
-    }
+    before: list[tuple[Curve, float | None]] = [(one, _last_before_leak(one)) for one in curves]
+    drawn: list[tuple[Curve, float | None]] = [(one, one.lhat[-1]) for one in curves]
     measurements = []
-    for metric, values in ends.items():
+    for metric, values in (
+        ("L-hat at the last prefix before the answer is written", before),
+        ("L-hat at the last probed prefix, as the paper draws it", drawn),
+    ):
         wrong = _by_question((one, value) for one, value in values if one.group == "wrong")
         correct = _by_question((one, value) for one, value in values if one.group == "correct")
         apart = {question: wrong[question] - correct[question] for question in wrong.keys() & correct.keys()}
+        decides, level = values is before, level_for(1)
         measurements.append(
-            measured("wrong - correct", step.name, metric, apart, config, unit="nats", level=level_for(1))
+            measured("wrong - correct", step.name, metric, apart, config, unit="nats", level=level, decides=decides)
         )
     note = _too_few(measurements[0], "with both a correct and a wrong trajectory")
-    text = "L-hat ends higher on wrong trajectories than on correct ones, before the answer is written"
-    return Claim(text, "Fig. 16", measurements[0].outcome, tuple(measurements), note)
+    return answered("lhat-ends-higher-when-wrong", measurements, note)
 
 
 def _last_before_leak(curve: Curve) -> float | None:

@@ -14,6 +14,8 @@ PRIMARY = "mg_pass_at_k"
 """The metric that decides a claim about policies; the others stand beside it."""
 MIN_QUESTIONS = 10
 """On fewer, a bootstrap interval is far too narrow: two questions that agree would decide anything."""
+MIN_SEEDS = 3
+"""Of fewer, seeds that agree by accident would decide anything, whatever their interval."""
 NEAR_ZERO = 0.02
 """Where no policy's accuracy is above this, comparisons say nothing."""
 ERROR = 0.05
@@ -26,8 +28,8 @@ RULE = (
     "A claim about policies is a claim about every question set, decided by mG-Pass@k: it holds if the difference is"
     " above zero in all its S comparisons (one per set and pair of policies), does not hold if it is below zero in one,"
     " by intervals at level 1 - 0.05 / S (so that S comparisons are not S chances to err), and is undecided otherwise; a"
-    f" set with fewer than {MIN_QUESTIONS} shared questions, or with accuracy at or near zero on both sides, decides"
-    " nothing."
+    f" set with fewer than {MIN_QUESTIONS} shared questions, with accuracy at or near zero on both sides, or with two seeds"
+    " decides nothing."
 )
 
 
@@ -54,12 +56,20 @@ class Measurement:
     """`points` (percentage points; the difference itself is a fraction), `nats`, `tau`, `cosine` or `log ratio`."""
     outcome: Outcome
     num_questions: int
+    decides: bool = True
+    """Whether the claim hangs on it; what does not stands beside."""
+    is_empty: bool = False
+    """Nothing was there to compare: accuracy at or near zero on both sides."""
+    num_seeds: int = 1
+    """Of several, the interval is over seeds (report_seeds.py), else over questions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A sentence of the paper with what this run has to say of it."""
 
+    id: str
+    """Of stages/claims.py, which says what decides it."""
     text: str
     source: str
     outcome: Outcome
@@ -95,12 +105,20 @@ def mean_over(values: Mapping[str, float], config: Config, level: float) -> Inte
 
 
 def measured(
-    comparison: str, where: str, metric: str, values: Mapping[str, float], config: Config, *, unit: str, level: float
+    comparison: str,
+    where: str,
+    metric: str,
+    values: Mapping[str, float],
+    config: Config,
+    *,
+    unit: str,
+    level: float,
+    decides: bool = True,
 ) -> Measurement:
     """The mean of the questions' values, and what it alone says: UNDECIDED on fewer than MIN_QUESTIONS."""
     difference = mean_over(values, config, level)
     outcome = decided(difference, len(values))
-    return Measurement(comparison, where, metric, difference, level, unit, outcome, len(values))
+    return Measurement(comparison, where, metric, difference, level, unit, outcome, len(values), decides)
 
 
 def decided(difference: Interval | None, num_questions: int) -> Outcome:

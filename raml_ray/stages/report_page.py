@@ -8,11 +8,13 @@ from typing import NamedTuple
 from raml_ray.config import dump
 from raml_ray.formulas.metrics import Interval
 from raml_ray.provenance import without_secrets
+from raml_ray.stages.claims import STATEMENTS
 from raml_ray.stages.report_claims import is_near_zero
 from raml_ray.stages.report_data import Run
 from raml_ray.stages.report_figures import Figure
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_outcomes import PRIMARY, RULE, Claim, Measurement, Outcome
+from raml_ray.stages.report_seeds import seeds
 from raml_ray.stages.report_tables import (
     figure_html,
     policies,
@@ -53,7 +55,7 @@ def page(
         *map(_shown, sweep),
         _what_ran(run, facts),
         _summary(run, claims),
-        policies(run, by_name.get("evaluation")),
+        "" if run.is_sweep else policies(run, by_name.get("evaluation")),
         section("Training", figure_html(by_name["training"])) if "training" in by_name else "",
         *map(_shown, instruments),
         verdicts(run.of_stage("verify")),
@@ -128,11 +130,40 @@ def _summary(run: Run, claims: Sequence[Claim]) -> str:
     parts.append(f'<ul class="claims">\n{"".join(map(_claim_line, claims))}</ul>\n')
     parts.append(
         f'<p class="note">{escape(RULE)} Claims about L-hat are decided on what is measured before the answer is written.'
-        f" One training seed ({run.config.seed}): the intervals are over questions (bootstrap of paired differences), not"
-        " over training seeds, so another seed may fall outside them.</p>\n"
+        f" {escape(_intervals(run))}</p>\n"
     )
-    parts.append(_comparisons(claims))
+    parts += [_comparisons(claims), _not_asked(claims)]
     return section("What came out, and what did not come out as the paper says", *parts)
+
+
+def _intervals(run: Run) -> str:
+    """What the intervals are over, in words."""
+    numbers = seeds(run)
+    if len(numbers) < 2:
+        return (
+            f"One training seed ({', '.join(map(str, numbers)) or run.config.seed}): the intervals are over questions"
+            " (bootstrap of paired differences), not over training seeds, so another seed may fall outside them."
+        )
+    return (
+        f"Training seeds {', '.join(map(str, numbers))}: each comparison is paired within a seed, and the intervals are over"
+        " the seeds' differences (Student's t), where a comparison has several."
+    )
+
+
+def _not_asked(claims: Sequence[Claim]) -> str:
+    """The claims of docs/claims.md that the run has no steps for, each with the command that has them."""
+    asked = {claim.id for claim in claims}
+    listed = "".join(
+        f"<li>{escape(one.text)} <small>paper, {escape(one.source)}</small>: "
+        f"{f'<code>{escape(one.command)}</code>' if one.command else 'nothing here measures it yet'}</li>\n"
+        for one in STATEMENTS
+        if one.id not in asked
+    )
+    return (
+        f"<details><summary>claims that this run does not ask</summary>\n<ul>\n{listed}</ul></details>\n"
+        if listed
+        else ""
+    )
 
 
 def _counted(counts: Mapping[Outcome, int]) -> str:
@@ -143,15 +174,14 @@ def _counted(counts: Mapping[Outcome, int]) -> str:
 
 
 def _claim_line(claim: Claim) -> str:
-    primary = [one for one in claim.measurements if one.metric == PRIMARY]
-    if primary:
-        figures = "; ".join(f"{escape(one.where)} {_difference(one)}" for one in primary)
-    else:
-        figures = "; ".join(f"{escape(one.metric)}: {_difference(one)}" for one in claim.measurements[:1])
-    if len(primary) > 1:
-        num_holding = sum(one.outcome is Outcome.HOLDS for one in primary)
-        level = f"intervals at {100 * primary[0].level:.3g} %"
-        figures = f"holds in {num_holding} of {len(primary)} ({level}): {figures}"
+    deciding = [one for one in claim.measurements if one.decides]
+    figures = "; ".join(
+        f"{escape(one.where if one.metric == PRIMARY else one.metric)}: {_difference(one)}" for one in deciding
+    )
+    if len(deciding) > 1:
+        num_holding = sum(one.outcome is Outcome.HOLDS for one in deciding)
+        level = f"intervals at {100 * deciding[0].level:.3g} %"
+        figures = f"holds in {num_holding} of {len(deciding)} ({level}): {figures}"
     note = f'<br><span class="note">{escape(claim.note)}</span>' if claim.note else ""
     return (
         f'<li><span class="{CLASSES[claim.outcome]}">{claim.outcome}</span><span>{escape(claim.text)}'
@@ -186,17 +216,28 @@ def _comparisons(claims: Sequence[Claim]) -> str:
                 _difference(one),
                 f"{100 * one.level:.3g} %",
                 str(one.num_questions),
+                str(one.num_seeds),
                 f'<span class="{CLASSES[one.outcome]}">{one.outcome}</span>',
             ],
-            numbers_from=9,
+            numbers_from=10,
         )
         for claim in claims
         for index, one in enumerate(claim.measurements)
     ]
     if not rows:
         return ""
-    header = ["claim", "difference of", "on", "of", "difference, interval", "level", "questions", "alone it says"]
-    listed = table(header, rows, 9)
+    header = [
+        "claim",
+        "difference of",
+        "on",
+        "of",
+        "difference, interval",
+        "level",
+        "questions",
+        "seeds",
+        "alone it says",
+    ]
+    listed = table(header, rows, 10)
     return f"<details><summary>all {len(rows)} comparisons</summary>\n{listed}</details>\n"
 
 

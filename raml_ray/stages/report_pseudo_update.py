@@ -7,13 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from raml_ray.config import Config
+from raml_ray.stages.claims import answered
 from raml_ray.stages.instruments.pseudo_update import TOKEN, UPDATES
 from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_figures import INK, Figure, finished
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
 from raml_ray.stages.report_measures import by_question, interval_table, point, whiskers
-from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, joined, level_for, measured
+from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, level_for, measured
 
 COLUMNS = {
     "num": ("trajectories", 0),
@@ -74,13 +75,8 @@ def _descends(step: StepResult, rows: Rows, config: Config) -> Claim:
         )
     )
     num = measurements[0].num_questions
-    return Claim(
-        "A token's pseudo-update points down the gradient of the answer's loss, more than any token's does",
-        "Eq. 4",
-        joined([one.outcome for one in measurements]),
-        measurements,
-        "" if num >= MIN_QUESTIONS else f"questions: {num}, fewer than {MIN_QUESTIONS}: too few to decide",
-    )
+    few = f"questions: {num}, fewer than {MIN_QUESTIONS}: too few to decide"
+    return answered("pseudo-update-descends", measurements, few if num < MIN_QUESTIONS else "")
 
 
 def _figure(step: StepResult, rows: Rows) -> Figure:

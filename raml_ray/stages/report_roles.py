@@ -7,6 +7,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from raml_ray.config import Config
+from raml_ray.stages.claims import answered
 from raml_ray.stages.instruments.roles import WORDS
 from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_figures import INK, Figure, finished
@@ -58,25 +59,25 @@ def _reflects(step: StepResult, rows: Sequence[Mapping[str, Any]], config: Confi
                 if (row["group"], word["category"]) == ("correct", REFLECTION) and word["before_leak"]:
                     yield row["question_id"], None if word[measure] is None else sign * word[measure]
 
-    measurements = tuple(
+    measurements = [
         measured(
-            "correct trajectories", step.name, metric, by_question(found), config, unit="log ratio", level=level_for(1)
+            "correct trajectories",
+            step.name,
+            metric,
+            by_question(values(measure, sign)),
+            config,
+            unit="log ratio",
+            level=level_for(1),
+            decides=measure == "matched_size",
         )
-        for metric, found in (
-            ("size of L-hat's log ratio over a reflection word, less that at like places", values("matched_size", 1)),
-            ("fall of L-hat over a reflection word, less that at like places", values("matched", -1)),
+        for metric, measure, sign in (
+            ("size of L-hat's log ratio over a reflection word, less that at like places", "matched_size", 1),
+            ("fall of L-hat over a reflection word, less that at like places", "matched", -1),
         )
-    )
+    ]
     num = measurements[0].num_questions
-    return Claim(
-        "Reflection words change L-hat more than what stands at like places",
-        "Fig. 6",
-        measurements[0].outcome,
-        measurements,
-        ""
-        if num >= MIN_QUESTIONS
-        else f"questions with such words: {num}, fewer than {MIN_QUESTIONS}: too few to decide",
-    )
+    few = f"questions with such words: {num}, fewer than {MIN_QUESTIONS}: too few to decide"
+    return answered("reflection-moves-lhat", measurements, few if num < MIN_QUESTIONS else "")
 
 
 def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:

@@ -1,6 +1,5 @@
 """A sweep's trials beside each other: every metric over the varied setting, with intervals over seeds."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -8,17 +7,17 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
-from scipy import stats
 
 from raml_ray.formulas.metrics import Interval
 from raml_ray.stages.report_data import METRICS, Evaluation, Run
 from raml_ray.stages.report_figures import OTHER_COLOURS, Figure, finished, metric_names
 from raml_ray.stages.report_instruments import Shown
+from raml_ray.stages.report_seeds import seeds_interval
+from raml_ray.stages.report_sweep_time import spent
 from raml_ray.stages.report_tables import row, table
 from raml_ray.stages.sweep import SWEEP_FILE
 from raml_ray.storage import Folder
 
-LEVEL = 0.95
 DRAWN = ("pass_at_k", "mg_pass_at_k")
 
 
@@ -34,24 +33,18 @@ class Cell(NamedTuple):
     """Metric -> one interval over questions per seed."""
 
 
-def seeds_interval(means: Sequence[float]) -> Interval:
-    """The mean over seeds with its 95 % interval by Student's t; one seed has no interval (NaN).
-
-    Source: the usual small-sample interval; the seeds' means are taken for normal.
-    """
-    count, mean = len(means), math.fsum(means) / len(means)
-    if count < 2:
-        return Interval(mean, math.nan, math.nan)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in means) / (count - 1))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
-
-
 def swept(run: Run, folder: Folder) -> list[Shown]:
-    """The sweep's part of the page, if the run is one."""
+    """The sweep's part of the page, if the run is one: a section for each of its grids, and one for its time."""
     if not folder.exists(SWEEP_FILE):
         return []
     trials = folder.read_json(SWEEP_FILE)["trials"]
+    grids = list(dict.fromkeys(trial["grid"] for trial in trials))
+    parts = [_grid(run, folder, grid, [trial for trial in trials if trial["grid"] == grid]) for grid in grids]
+    return [*parts, Shown("Where the sweep's time went", (), spent(run, folder), ())]
+
+
+def _grid(run: Run, folder: Folder, grid: str, trials: Sequence[Mapping[str, Any]]) -> Shown:
+    title = f"Sweep: {grid.replace('_', ' ')}" if grid else "Sweep"
     settings = [name for name in trials[0]["values"] if name != "seed"]
     cells = list(_cells(trials, settings, {one.step: one for one in run.evaluations}))
     unfinished = [
@@ -61,9 +54,9 @@ def swept(run: Run, folder: Folder) -> list[Shown]:
     ]
     missing = f'<p class="note">Not whole: {escape(", ".join(unfinished))}.</p>\n' if unfinished else ""
     if not cells:
-        return [Shown("Sweep", (), f"<p>No trial has been evaluated.</p>\n{missing}", ())]
+        return Shown(title, (), f"<p>No trial has been evaluated.</p>\n{missing}", ())
     names = metric_names(run.evaluations)
-    figure = _drawn(cells, settings, names)
+    figure = _drawn(cells, settings, names, grid)
     num_seeds = max(len(cell.by_seed["accuracy"]) for cell in cells)
     told = (
         f"{len(trials)} trials. In %, mean over {num_seeds} seeds with its 95 % interval over seeds (Student's t)."
@@ -74,7 +67,7 @@ def swept(run: Run, folder: Folder) -> list[Shown]:
     header = [*settings, "policy of", "set", "seeds", *(names[metric] for metric in METRICS)]
     rows = [row(list(_table_cells(cell)), numbers_from=len(settings) + 2) for cell in cells]
     tables = f'<p class="note">{told}</p>\n' + table(header, rows, len(settings) + 2) + missing
-    return [Shown("Sweep", (), tables, (figure,))]
+    return Shown(title, (), tables, (figure,))
 
 
 def _status(folder: Folder, trial: str) -> str:
@@ -128,7 +121,7 @@ def _table_cells(cell: Cell) -> Iterator[str]:
         )
 
 
-def _drawn(cells: Sequence[Cell], settings: Sequence[str], names: Mapping[str, str]) -> Figure:
+def _drawn(cells: Sequence[Cell], settings: Sequence[str], names: Mapping[str, str], grid: str) -> Figure:
     """Metrics by question sets: a line per policy (and per value of every setting but the first) over the first setting."""
     sets = list(dict.fromkeys(cell.set for cell in cells))
     ticks = list(dict.fromkeys(cell.point[:1] for cell in cells))
@@ -153,7 +146,8 @@ def _drawn(cells: Sequence[Cell], settings: Sequence[str], names: Mapping[str, s
         "Points: single seeds. Lines: their mean; whiskers: its 95 % interval over seeds (Student's t), or, of one seed,"
         " over questions (bootstrap)."
     )
-    return finished("sweep", f"Over {settings[0] if settings else 'seeds'}", caption, canvas, rows)
+    name = f"sweep_{grid}" if grid else "sweep"
+    return finished(name, f"Over {settings[0] if settings else 'seeds'}", caption, canvas, rows)
 
 
 def _line(

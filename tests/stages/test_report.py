@@ -147,6 +147,7 @@ def test_each_claim_is_decided_by_the_paired_difference_on_every_set(config: Con
         "SFT is better than Zero-GRPO": "does not hold",  # -0.1 or +0.1 near, -0.1 on every question far
         "SFT + GRPO is better than SFT": "does not hold",  # +0.3 near, -0.1 far
         "SFT + GRPO is better than Zero-GRPO": "does not hold",  # -0.2 far
+        "SFT answers more steadily than Zero-GRPO": "undecided",  # all three metrics are alike here, both ratios are 1
         "L-hat falls along a correct trajectory, before its answer is written": "holds",  # tau = -1
         # 3.25 (no answer is written) - 2.1 for each question
         "L-hat ends higher on wrong trajectories than on correct ones, before the answer is written": "holds",

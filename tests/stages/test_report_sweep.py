@@ -5,7 +5,7 @@ import math
 import pytest
 
 from raml_ray.config import Config, override
-from raml_ray.stages import report, report_sweep, sweep
+from raml_ray.stages import report, report_seeds, report_sweep, sweep
 from raml_ray.stages.report_data import read
 from tests.stages.test_report import evaluated, finish, folder_of
 
@@ -21,9 +21,7 @@ def swept(root: str, **space: list[object]) -> Config:
     """A finished sweep over grpo.num_updated and seed; accuracy is 0.1 * num_updated + 0.2 * seed on every question."""
     config = override(Config(), {"root": root, "name": "demo", "steps": STEPS, "evaluate.num_bootstrap": 200})
     found = sweep.expanded(config, {"grpo.num_updated": [1, 4], "seed": [0, 1]} | space)
-    folder_of(config).write_json(
-        sweep.SWEEP_FILE, {"trials": [{"name": t.name, "values": t.values, "steps": t.steps} for t in found.trials]}
-    )
+    folder_of(config).write_json(sweep.SWEEP_FILE, {"trials": [trial._asdict() for trial in found.trials]})
     for trial in found.trials:
         finish(found.config, trial.steps["start"], {})
         finish(found.config, trial.steps["tuned"], {})
@@ -34,15 +32,15 @@ def swept(root: str, **space: list[object]) -> Config:
 
 def test_two_seeds_have_the_interval_of_student() -> None:
     # mean 0.3, deviation 0.1 * sqrt(2), over sqrt(2): 0.1; t of one degree of freedom at 97.5 %: 12.706
-    found = report_sweep.seeds_interval([0.2, 0.4])
+    found = report_seeds.seeds_interval([0.2, 0.4])
     assert found == pytest.approx((0.3, 0.3 - 1.2706, 0.3 + 1.2706), abs=1e-4)
-    alone = report_sweep.seeds_interval([0.2])
+    alone = report_seeds.seeds_interval([0.2])
     assert alone.mean == 0.2 and math.isnan(alone.low)
 
 
 def test_the_seeds_of_a_point_are_one_cell_and_points_stay_apart(tmp_path: object) -> None:
     config = swept(str(tmp_path))
-    (part,) = report_sweep.swept(read(folder_of(config), config), folder_of(config))
+    part, _ = report_sweep.swept(read(folder_of(config), config), folder_of(config))
     text, (figure,) = part.tables, part.figures
     rows = {(row["point"], row["metric"]): row for row in figure.rows.to_pylist()}
     assert set(rows) == {(point, metric) for point in ("(1,)", "(4,)") for metric in ("pass_at_k", "mg_pass_at_k")}
@@ -57,7 +55,7 @@ def test_a_trial_that_failed_is_named(tmp_path: object) -> None:
     folder = folder_of(config)
     (folder / "e_num_updated_4_seed_1").remove()
     (folder / "trials" / "num_updated_4_seed_1").write_json("result.json", {"status": "failed", "error": "lost"})
-    (part,) = report_sweep.swept(read(folder, config), folder)
+    part, _ = report_sweep.swept(read(folder, config), folder)
     text, (figure,) = part.tables, part.figures
     assert "num_updated_4_seed_1 (failed)" in text
     assert {row["point"]: row["num_seeds"] for row in figure.rows.to_pylist()} == {"(1,)": 2, "(4,)": 1}
