@@ -42,7 +42,19 @@ def paper() -> Reproduction:
     )
 
 
-REPRODUCTIONS: dict[str, Callable[[], Reproduction]] = {function.__name__: function for function in (paper,)}
+def miniature() -> Reproduction:
+    """The core experiments on the embedded task, on one machine."""
+    shows = "Tables 2 and 3, Figs. 7, 8 and 9, three seeds"
+    return Reproduction(
+        "the core experiments on the miniature; two cores, no GPU",
+        (Part("ablate", ("miniature_reproduction",), shows),),
+        quick=(
+            Part("ablate", ("miniature_reproduction_quick",), "the same with one seed, and the ends of each sweep"),
+        ),
+    )
+
+
+REPRODUCTIONS: dict[str, Callable[[], Reproduction]] = {function.__name__: function for function in (paper, miniature)}
 
 
 def parts(name: str, words: Sequence[str] = (), *, quick: bool = False) -> list[Part]:
