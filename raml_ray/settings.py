@@ -67,13 +67,18 @@ class DataConfig(Settings):
     path: str = ""
     """`miniature:train`, a jsonl or Parquet file, folder or fsspec URL, `hf:OWNER/NAME` (or `hf:FOLDER`) for a Hugging Face
     data set, or `paper:NAME` for one of the paper's (`orz-math`, `orz-math-val`, `orz-math-qwen-72b-rollouts`,
-    `orz-math-distill-14b-rollouts`)."""
+    `orz-math-distill-14b-rollouts`) or benchmarks (docs/paper.md)."""
     subset: str = ""
     """Configuration name of a Hugging Face data set."""
     split: str = "train"
     """Split of a Hugging Face data set."""
     revision: str = ""
     """Commit of a Hugging Face data set."""
+    revisions: dict[str, str] = {}
+    """OWNER/NAME -> commit, of the Hugging Face data sets behind `paper:` names, which all have to be pinned."""
+    mirror: str = ""
+    """A folder that holds the sets behind `paper:` names in the hub's place: NAME.jsonl, NAME.parquet or a folder NAME of
+    such files, with checksums of them all in SHA256SUMS, as the command sha256sum writes them."""
     columns: dict[str, str] = {}
     """Our name -> the source's column (dots descend into records), for question_id, problem, answer, domain, level."""
     answer_pattern: str = ""
@@ -84,6 +89,8 @@ class DataConfig(Settings):
     """Policy name -> column that holds the published verdict of each such trajectory; compared with ours by `verify`."""
     limit: int = Field(0, ge=0)
     """Questions taken, from the first, after filters; 0 is all."""
+    levels: tuple[int, ...] = ()
+    """Only questions of these levels (data.columns.level); the others are filtered and counted. Empty takes all."""
     answers: Literal["math", "choice", "code"] = "math"
     """What the gold answers are: mathematics, a letter of a multiple choice, or tests that a program has to pass."""
     filters: tuple[Literal["verifiable", "complete", "no_image", "no_markup", "digits"], ...] = ()

@@ -11,7 +11,7 @@ import ray
 from raml_ray import cluster
 from raml_ray.metrics_file import MetricsFile, read_metrics
 from raml_ray.settings import BaseConfig, MiniatureConfig
-from raml_ray.stages import sources
+from raml_ray.stages import known_rows, sources
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.storage import Folder
 from raml_ray.text import questions
@@ -53,6 +53,7 @@ def _random(context: Context) -> Outcome:
     """Of each row the text of every column that is mapped trains the tokenizer."""
     data = context.config.data
     rows = [row.value or {} for row in sources.rows(data)]
+    data = known_rows.resolved(data)
     columns = {"problem": "problem", "answer": "answer", **data.columns, **data.texts}
     found = [
         [str(value) for column in sorted(set(columns.values())) if (value := _value(row, column)) is not None]

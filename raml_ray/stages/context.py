@@ -36,6 +36,8 @@ LIMITS = frozenset(
         "analyze.num_workers",
         "analyze.probe_memory_mib",
         "data.max_rejected_fraction",
+        "data.mirror",
+        "data.revisions",
         "engine.gpu_memory_utilization",
         "engine.kv_cache_gib",
         "engine.max_attempts",

@@ -8,7 +8,7 @@ from raml_ray import records
 from raml_ray.config import ConfigError
 from raml_ray.records import Question, Rejected, Trajectory
 from raml_ray.settings import DataConfig
-from raml_ray.stages import sources
+from raml_ray.stages import known_rows, sources
 from raml_ray.stages.sources import Found
 from raml_ray.text import questions as reading
 
@@ -22,7 +22,7 @@ def texts(data: DataConfig, found: Found) -> Iterator[Made]:
 
     Raises: ConfigError if data.texts names none, or data.labels a policy without one.
     """
-    data = sources.resolved(data)
+    data = known_rows.resolved(data)
     if not data.texts:
         raise ConfigError("generate.source=import needs data.texts: policy name -> the column of its trajectory")
     if unknown := sorted(data.labels.keys() - data.texts.keys()):

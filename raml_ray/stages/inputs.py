@@ -1,16 +1,19 @@
 """Fingerprints of what a step reads from outside its run: a changed file is another input, whatever its name."""
 
 import hashlib
+from collections.abc import Sequence
 
 import fsspec
 
-from raml_ray.config import ConfigError
-from raml_ray.stages import sources
-from raml_ray.stages.context import Context, reads
+from raml_ray import records
+from raml_ray.config import Config, ConfigError, Stage, Step
+from raml_ray.settings import DataConfig
+from raml_ray.stages import known_rows, sources
+from raml_ray.stages.context import READS, Context, reads
 from raml_ray.text import known_sets
 from raml_ray.workers import policy as policies
 
-NAMED_ONLY = (sources.MINIATURE, sources.HUGGING_FACE, known_sets.PAPER)
+NAMED_ONLY = (sources.MINIATURE, sources.HUGGING_FACE)
 """Sources whose content their name decides (for a Hugging Face set: with its data.revision)."""
 CHUNK = 1 << 22
 
@@ -18,13 +21,12 @@ CHUNK = 1 << 22
 def fingerprints(context: Context) -> dict[str, str]:
     """Setting -> fingerprint of the file, folder or policy that it names, for what this step's stage reads."""
     config, nodes = context.config, reads(context.config, context.step.stage)
-    paths: dict[str, str] = {}
-    if context.step.stage == "evaluate":
-        paths |= {f"evaluate.sets.{name}": path for name, path in config.evaluate.sets.items()}
-    elif "data" in nodes and context.step.stage != "verify":
-        paths["data.path"] = config.data.path
-    local = {name: sources.local_path(path) for name, path in paths.items()}
-    found = {name: content(path) for name, path in local.items() if path and not path.startswith(NAMED_ONLY)}
+    found = {}
+    for name, data in question_sets(config, context.step.stage).items():
+        if data.path.startswith(known_sets.PAPER):
+            found[name] = _of_known(data)
+        elif (path := sources.local_path(data.path)) and not path.startswith(NAMED_ONLY):
+            found[name] = content(path)
     if "policy" in nodes and not context.step.policy and config.policy.path:
         path = config.policy.path
         try:
@@ -32,6 +34,37 @@ def fingerprints(context: Context) -> dict[str, str]:
         except ValueError as error:
             raise ConfigError(str(error)) from None
     return found
+
+
+def question_sets(config: Config, stage: Stage) -> dict[str, DataConfig]:
+    """Setting -> how the question set is read that it names, of all that a step of the stage reads."""
+    if stage == "evaluate":
+        return {
+            f"evaluate.sets.{name}": config.data.model_copy(update={"path": path})
+            for name, path in config.evaluate.sets.items()
+        }
+    return {"data.path": config.data} if "data" in READS[stage] and stage != "verify" else {}
+
+
+def check(config: Config, steps: Sequence[Step]) -> None:
+    """Refuse a run of which a step would not find its question set, before the first one starts.
+
+    Raises: ConfigError that says what is not pinned or not there.
+    """
+    for step in steps:
+        for name, data in question_sets(config.for_step(step.name), step.stage).items():
+            try:
+                for part in known_rows.parts_of(data):
+                    if part.path.startswith(known_sets.PAPER):
+                        known_rows.resolved(part)
+            except ConfigError as error:
+                raise ConfigError(f"step {step.name!r}, {name}: {error}") from None
+
+
+def _of_known(data: DataConfig) -> str:
+    """Of each part the commit, or the content of its mirror."""
+    parts = [known_rows.resolved(part) for part in known_rows.parts_of(data)]
+    return records.digest(*(content(part.path) if data.mirror else part.revision for part in parts))
 
 
 def content(path: str) -> str:

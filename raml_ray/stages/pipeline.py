@@ -39,6 +39,7 @@ def run(config: Config, *, only: str | None = None, stage: Stage | None = None, 
     Raises: ConfigError if a finished step was made with other settings, or a step's input is not finished.
     """
     steps = _chosen(config, only, stage)
+    outside.check(config, steps)
     folder = storage.run_folder(config.root, config.name)
     _redo(config, steps, folder, redo)
     tracker = Tracker(config, folder)

@@ -17,7 +17,7 @@ from raml_ray import records
 from raml_ray.config import Config, ConfigError
 from raml_ray.records import Question, Rejected
 from raml_ray.settings import DataConfig
-from raml_ray.stages import judging
+from raml_ray.stages import judging, known_rows
 from raml_ray.stages.context import Context
 from raml_ray.text import known_sets
 from raml_ray.text import questions as reading
@@ -40,14 +40,22 @@ def rows(data: DataConfig, *, with_texts: bool = True) -> Iterator[Row]:
 
     Raises: ConfigError if there is no such source, it is empty, or a column that is mapped is in none of its rows.
     """
-    data = resolved(data)
-    wanted = reading.columns(data, with_texts=with_texts)
+    for part in known_rows.parts_of(data):
+        name, part = known_sets.name_of(part.path), known_rows.resolved(part)
+        wanted = reading.columns(part, with_texts=with_texts)
+        found = _rows(part, set(wanted.values()))
+        yield from _seen(known_rows.as_known(name, found) if name else found, part, wanted)
+
+
+def _rows(data: DataConfig, wanted: set[str]) -> Iterator[Row]:
+    """The rows as they stand there, if that can be with these columns alone."""
     if data.path.startswith(HUGGING_FACE):
-        found = _hugging_face(data, set(wanted.values()))
-    else:
-        found = chain.from_iterable(
-            _file_rows(url, place, set(wanted.values())) for url, place in _files(data.path).items()
-        )
+        return _hugging_face(data, wanted)
+    return chain.from_iterable(_file_rows(url, place, wanted) for url, place in _files(data.path).items())
+
+
+def _seen(found: Iterator[Row], data: DataConfig, wanted: Mapping[str, str]) -> Iterator[Row]:
+    """The rows, of which each column was seen in one."""
     first, missing = _until_seen(found, wanted)
     if not first:
         raise ConfigError(f"data.path={data.path!r} holds no row: give a file with at least one question")
@@ -63,14 +71,6 @@ def local_path(path: str) -> str:
     """The folder of this machine that `hf:FOLDER` reads; any other path as it is."""
     folder = path.removeprefix(HUGGING_FACE)
     return folder if path.startswith(HUGGING_FACE) and os.path.isdir(folder) else path
-
-
-def resolved(data: DataConfig) -> DataConfig:
-    """The settings with what a known set's name stands for. Raises: ConfigError with the nearest name."""
-    try:
-        return known_sets.resolved(data)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def _until_seen(found: Iterator[Row], wanted: Mapping[str, str]) -> tuple[list[Row], dict[str, str]]:
@@ -215,9 +215,9 @@ def questions(config: Config, data: DataConfig, *, stage: str) -> Found:
 
     Raises: ConfigError if no question is left, or more rows than data.max_rejected_fraction had to be set aside.
     """
-    data = resolved(data)
+    asked, data = data, known_rows.resolved(data)
     found = Found([], [], [])
-    with contextlib.closing(_items(config, data, stage)) as items:
+    with contextlib.closing(_items(config, asked, data, stage)) as items:
         for _, item in items:
             if isinstance(item, Question):
                 found.questions.append(item)
@@ -245,9 +245,9 @@ def _check(found: Found, data: DataConfig) -> None:
         logger.warning("%s: %s (%s)", data.path, counts, reasons)
 
 
-def _items(config: Config, data: DataConfig, stage: str) -> Generator[Item, None, None]:
+def _items(config: Config, asked: DataConfig, data: DataConfig, stage: str) -> Generator[Item, None, None]:
     if not data.path.startswith(MINIATURE):
-        yield from _judged(reading.read(rows(data, with_texts=False), data, stage=stage), config, data, stage)
+        yield from _judged(reading.read(rows(asked, with_texts=False), data, stage=stage), config, data, stage)
         return
     from raml_ray.miniature import task
 

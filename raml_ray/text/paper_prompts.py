@@ -8,6 +8,10 @@ SOLVE_INSTRUCTION = "Solve this problem step by step, and write the final answer
 """Trajectory synthesis (C.2, Table 5), and SFT on the trajectories of the Qwen teacher (data_process_sft.py): one user
 turn of an instruction, an empty line and the question."""
 
+REASON_INSTRUCTION = "{problem}\n\nReason step by step, and write the final answer inside \\boxed{}."
+"""What trajectories are sampled with that L-hat is measured along (the released notebooks): the question, an empty line and
+the request."""
+
 THINK_ANSWER_SYSTEM = (
     "You are given a problem. First think about it as an inner monologue, as long as you need, then answer it.\n"
     "Put the monologue between <think> and </think>, and what the user is to read between <answer> and </answer>:\n"

@@ -171,6 +171,8 @@ def set_aside(place: str, reason: str, row: object, data: DataConfig, *, stage: 
 
 
 def filtered(place: str, question: Question, data: DataConfig) -> Rejected | None:
-    """The question as turned down by one of data.filters; None if it may stay."""
+    """The question as turned down by one of data.filters or by data.levels; None if it may stay."""
     reason = question_filters.turned_down(question, data.filters)
+    if not reason and data.levels and question.level not in data.levels:
+        reason = f"level:{question.level}"
     return records.rejected(place, FILTER, reason, question) if reason else None
