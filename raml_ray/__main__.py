@@ -4,19 +4,17 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from raml_ray import __version__, environment, presets, reproductions
+from raml_ray import __version__, environment, presets, rehearsal, reproductions
 from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, flatten, override
+from raml_ray.paper_choices import Choice, not_stated
 from raml_ray.settings import Settings
-
-if TYPE_CHECKING:
-    from raml_ray.stages.sweep import Sweep
 
 logger = logging.getLogger("raml_ray")
 
@@ -54,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"NAME is one of: {', '.join(reproductions.REPRODUCTIONS)}",
     )
     reproduce.add_argument("--quick", action="store_true", help="the quicker way, where there is one")
+    reproduce.add_argument(
+        "--rehearse", action="store_true", help="on this machine, with random weights and short lengths (rehearsal.py)"
+    )
     reproduce.add_argument("--dry-run", action="store_true", help="print the commands that it stands for, and stop")
     status = commands.add_parser("status", help="how far a run is, from any shell that sees its folder")
     status.add_argument("words", nargs="+", metavar="FOLDER | PRESET [name=value]")
@@ -61,6 +62,11 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="again every two seconds, until it is interrupted")
     show = commands.add_parser("show", help="print a preset's settings as JSON")
     show.add_argument("words", nargs="+", metavar="PRESET [name=value]")
+    show.add_argument(
+        "--unstated",
+        action="store_true",
+        help="of a preset of the paper: what the paper does not state, and why it is so",
+    )
     show.add_argument("--describe", action="store_true", help="one line per setting, with what it means")
     ui = commands.add_parser("ui", help="MLflow's pages on this machine's runs")
     ui.add_argument("words", nargs="*", metavar="PRESET [name=value]")
@@ -118,10 +124,13 @@ def _command(options: argparse.Namespace) -> int:
     if options.command == "status":
         return status(options.words, as_json=options.json, watch=options.watch)
     if options.command == "ablate":
-        return ablate(options.words, dry_run=options.dry_run)
+        return ablate(swept(options.words), dry_run=options.dry_run)
     if options.command == "reproduce":
-        return reproduce(options.words, quick=options.quick, dry_run=options.dry_run)
+        return reproduce(options.words, quick=options.quick, rehearse=options.rehearse, dry_run=options.dry_run)
     config = presets.from_words(options.words)
+    if options.command == "show" and options.unstated:
+        sys.stdout.write(unstated(options.words[0], config))
+        return 0
     if options.command == "show":
         sys.stdout.write((describe(config) if options.describe else dump(config)) + "\n")
         return 0
@@ -155,9 +164,11 @@ def run(
     return 0
 
 
-def ablate(words: Sequence[str], *, dry_run: bool) -> int:
-    """Run a sweep over a preset's steps and say where its report is."""
-    config, found = _swept(words)
+def ablate(config: Config, *, dry_run: bool = False) -> int:
+    """Run the sweep of ablate.space over a preset's steps and say where its report is."""
+    from raml_ray.stages import sweep
+
+    found = sweep.expanded(config, config.ablate.space)
     if dry_run:
         lines = [f"shared: {' '.join(found.shared())}"]
         lines += [f"{trial.name}: {' '.join(found.own(trial))}" for trial in found.trials]
@@ -172,34 +183,54 @@ def ablate(words: Sequence[str], *, dry_run: bool) -> int:
     return 0
 
 
-def _swept(words: Sequence[str]) -> tuple[Config, "Sweep"]:
-    """The configuration of a sweep, and the sweep."""
+def swept(words: Sequence[str]) -> Config:
+    """`PRESET name=value NAME=grid(...)` as a configuration whose ablate.space holds what is searched over."""
     from raml_ray.stages import sweep
 
     fixed, space = sweep.parsed(words[1:])
     config = override(presets.from_words([words[0]]), fixed)
-    config = override(config, {"ablate.space": dict(config.ablate.space) | space})
-    return config, sweep.expanded(config, config.ablate.space)
+    return override(config, {"ablate.space": dict(config.ablate.space) | space})
 
 
-def reproduce(words: Sequence[str], *, quick: bool, dry_run: bool) -> int:
+def reproduce(words: Sequence[str], *, quick: bool, rehearse: bool, dry_run: bool) -> int:
     """Run the parts of a reproduction one after the other; the first that fails ends it."""
-    parts = reproductions.parts(words[0], words[1:], quick=quick)
-    for part in parts:  # what does not fit the last of them is not found out hours later
-        try:
-            presets.from_words(list(part.words)) if part.command == "run" else _swept(part.words)
-        except ConfigError as error:
-            raise ConfigError(f"{part.line}: {error}") from None
+    parts = reproductions.parts(words[0], words[1:], quick=quick, rehearse=rehearse)
+    configs = [_in_order(part, rehearse=rehearse, dry_run=dry_run) for part in parts]
     if dry_run:
         sys.stdout.write("".join(f"{part.line}\n    {part.shows}\n" for part in parts))
         return 0
-    for number, part in enumerate(parts, 1):
+    if rehearse:
+        for mirror in {config.data.mirror for config in configs}:
+            rehearsal.write_mirror(Path(mirror))
+    for number, (part, config) in enumerate(zip(parts, configs, strict=True), 1):
         logger.info("%d of %d (%s): %s", number, len(parts), part.shows, part.line)
         if part.command == "ablate":
-            ablate(part.words, dry_run=False)
+            ablate(config)
         else:
-            run(presets.from_words(list(part.words)), stage=None)
+            run(config, stage=None)
     return 0
+
+
+def _in_order(part: reproductions.Part, *, rehearse: bool, dry_run: bool) -> Config:
+    """The part's configuration: what does not fit the last of them is not found out hours later.
+
+    Raises: ConfigError that names the part.
+    """
+    try:
+        config = presets.from_words(list(part.words)) if part.command == "run" else swept(part.words)
+        if rehearse:
+            return rehearsal.rehearsed(config)
+        if part.command == "ablate":
+            from raml_ray.stages import sweep
+
+            sweep.expanded(config, config.ablate.space)
+        if not dry_run:
+            from raml_ray.stages import inputs
+
+            inputs.check(config, config.steps)
+        return config
+    except ConfigError as error:
+        raise ConfigError(f"{part.line}: {error}") from None
 
 
 def status(words: Sequence[str], *, as_json: bool, watch: bool) -> int:
@@ -219,6 +250,28 @@ def status(words: Sequence[str], *, as_json: bool, watch: bool) -> int:
             return 0
         time.sleep(2)
         sys.stdout.write("\n")
+
+
+def unstated(name: str, config: Config) -> str:
+    """What decides the preset's results and is not stated in the paper: chosen for a reason, or at our default."""
+    chosen = presets.of_paper(name).choices
+    lines = list(not_stated(chosen))
+    lines.append("\nAt this project's defaults, since neither the paper nor its code speaks of them:")
+    lines += [f"{setting} = {value!r}" for setting, value in at_default(config, chosen)]
+    return "\n".join(lines) + "\n"
+
+
+def at_default(config: Config, chosen: Sequence[Choice]) -> Iterator[tuple[str, object]]:
+    """The settings that decide what the steps make, of which none of the choices speaks."""
+    from raml_ray.stages.context import deciding
+
+    named = {re.sub(r"^steps\.\w+\.", "", choice.setting) for choice in chosen}
+    found: dict[str, object] = {}
+    for step in config.steps:
+        found |= deciding(config.for_step(step.name), step.stage)
+    for setting, value in sorted(found.items()):
+        if setting not in named and not setting.startswith(("miniature.", "report.", "data.columns", "data.texts")):
+            yield setting, value
 
 
 def describe(config: Config) -> str:

@@ -3,9 +3,8 @@
 import re
 
 from raml_ray import faults
+from raml_ray.published import Published
 from raml_ray.settings import (
-    REGEX_RULE,
-    AnalyzeConfig,
     BaseConfig,
     DataConfig,
     DrillConfig,
@@ -13,10 +12,7 @@ from raml_ray.settings import (
     EvaluateConfig,
     GenerateConfig,
     GrpoConfig,
-    InterventionsConfig,
-    LandscapeConfig,
     MiniatureConfig,
-    RolesConfig,
     SftConfig,
     TrainConfig,
 )
@@ -145,55 +141,13 @@ def engines(stage: str, num: int | tuple[int, int]) -> None:
         )
 
 
-def instrument(analyze: AnalyzeConfig) -> None:
-    """What an instrument asks of what all share."""
-    if analyze.instrument == "pseudo_update" and analyze.dtype != "float32":
+def published(evaluate: EvaluateConfig, row: Published | None) -> None:
+    """A row of the paper is of one k."""
+    if row is not None and evaluate.k != row.k:
         raise ValueError(
-            f"analyze.dtype={analyze.dtype}: analyze.instrument=pseudo_update holds its updates against the layers' own"
-            " outputs to 1e-5, which only float32 has: set analyze.dtype=float32"
+            f"evaluate.published={evaluate.published} is of evaluate.k={row.k}, not of {evaluate.k}: set that, or leave"
+            " evaluate.published empty"
         )
-
-
-def categories(roles: RolesConfig) -> None:
-    """Rules that mark words, and neither everything nor nothing."""
-    for category, rules in roles.categories.items():
-        _rules(f"roles.categories.{category}", rules)
-
-
-def interventions(analyze: AnalyzeConfig, settings: InterventionsConfig, roles: RolesConfig) -> None:
-    """Words that there are, and something to put in their place."""
-    _rules("interventions.neutral", settings.neutral)
-    if analyze.instrument == "interventions" and settings.category not in roles.categories:
-        raise ValueError(
-            f"interventions.category={settings.category!r} is none of roles.categories ({', '.join(roles.categories)}):"
-            " name one of them, or add it there"
-        )
-    if not settings.newline:
-        raise ValueError("interventions.newline is empty: name the text that is put in a word's place")
-
-
-def _rules(name: str, rules: tuple[str, ...]) -> None:
-    for rule in rules:
-        expression = rule.removeprefix(REGEX_RULE)
-        try:
-            marks_nothing = not expression or (rule != expression and re.compile(expression).match(""))
-        except re.error as error:
-            raise ValueError(f"{name}: {rule!r} is no regular expression: {error}") from None
-        if marks_nothing:
-            raise ValueError(f"{name}: {rule!r} matches the empty text; name what it marks")
-
-
-def landscape(settings: LandscapeConfig) -> None:
-    """Grids around the policy itself."""
-    if settings.num_points % 2 == 0:
-        raise ValueError(
-            f"landscape.num_points={settings.num_points} is even: the policy itself would not be on the grid; make it odd"
-        )
-    for name, radii in (("radii", settings.radii), ("update_radii", settings.update_radii)):
-        if not radii or min(radii) <= 0 or len(set(radii)) < len(radii):
-            raise ValueError(f"landscape.{name}={list(radii)}: give radii above 0, each once")
-    if not settings.planes or len(set(settings.planes)) < len(settings.planes):
-        raise ValueError(f"landscape.planes={list(settings.planes)}: name random, update, or both, each once")
 
 
 def set_names(evaluate: EvaluateConfig) -> None:

@@ -14,7 +14,8 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from raml_ray import checks
+from raml_ray import checks, checks_instruments
+from raml_ray.published import PUBLISHED
 from raml_ray.settings import (
     AblateConfig,
     AnalyzeConfig,
@@ -115,10 +116,12 @@ class Config(Settings):
         checks.learner_probe(self.train)
         checks.asynchrony(self.grpo)
         checks.weight_sync(self.grpo, self.engine, self.train)
-        checks.instrument(self.analyze)
-        checks.categories(self.roles)
-        checks.interventions(self.analyze, self.interventions, self.roles)
-        checks.landscape(self.landscape)
+        checks_instruments.instrument(self.analyze)
+        checks_instruments.spread(self.analyze, self.landscape)
+        checks.published(self.evaluate, PUBLISHED.get(self.evaluate.published))
+        checks_instruments.categories(self.roles)
+        checks_instruments.interventions(self.analyze, self.interventions, self.roles)
+        checks_instruments.landscape(self.landscape)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
         checks.drill(self.drill)

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raml_ray.config import Config, ConfigError, Step, hint, load, override, parse_assignments
+from raml_ray.presets_between import BETWEEN
+from raml_ray.presets_figures import FIGURES
 from raml_ray.presets_miniature import miniature, miniature_modes, miniature_science, smoke
-from raml_ray.presets_paper import paper_sft_sets, paper_trajectories_distill, paper_trajectories_qwen
+from raml_ray.presets_paper import PAPER, PaperPreset
 from raml_ray.presets_sweeps import (
     miniature_domains,
     miniature_grpo_matched,
@@ -97,32 +99,41 @@ def gsm8k_solutions() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {
-    function.__name__: function
-    for function in (
-        miniature,
-        smoke,
-        miniature_modes,
-        miniature_science,
-        gsm8k,
-        gsm8k_solutions,
-        paper_trajectories_qwen,
-        paper_trajectories_distill,
-        paper_sft_sets,
-        miniature_policies,
-        miniature_sft_trajectories,
-        miniature_grpo_trajectories,
-        miniature_grpo_trajectories_32,
-        miniature_grpo_matched,
-        miniature_length,
-        miniature_sft_selection,
-        miniature_grpo_selection,
-        miniature_domains,
-        miniature_outer_losses,
-        miniature_reproduction,
-        miniature_reproduction_quick,
-    )
-}
+PRESETS: dict[str, Callable[[], Config]] = (
+    {
+        function.__name__: function
+        for function in (
+            miniature,
+            smoke,
+            miniature_modes,
+            miniature_science,
+            gsm8k,
+            gsm8k_solutions,
+            miniature_policies,
+            miniature_sft_trajectories,
+            miniature_grpo_trajectories,
+            miniature_grpo_trajectories_32,
+            miniature_grpo_matched,
+            miniature_length,
+            miniature_sft_selection,
+            miniature_grpo_selection,
+            miniature_domains,
+            miniature_outer_losses,
+            miniature_reproduction,
+            miniature_reproduction_quick,
+        )
+    }
+    | BETWEEN
+    | {name: preset.config for name, preset in (PAPER | FIGURES).items()}
+)
+
+
+def of_paper(name: str) -> PaperPreset:
+    """The paper's preset of that name, with where its settings come from. Raises: ConfigError with the nearest name."""
+    there = PAPER | FIGURES
+    if name not in there:
+        raise ConfigError(f"{name!r} is no preset of the paper{hint(name, list(there))}; these are {', '.join(there)}")
+    return there[name]
 
 
 def by_name(name: str) -> Config:

@@ -32,13 +32,40 @@ class Reproduction(NamedTuple):
     parts: tuple[Part, ...]
     quick: tuple[Part, ...] = ()
     """What `--quick` runs in their place; empty where there is no quicker way."""
+    can_be_rehearsed: bool = False
+    """Whether `--rehearse` has a meaning: its steps can run at toy size (rehearsal.py)."""
 
 
 def paper() -> Reproduction:
-    """The paper's data, at its own size: hub models, hub data sets, GPUs."""
+    """The paper's runs and figures at their own size: hub models, hub data sets, GPUs."""
+    runs = {
+        "paper_sft_sets": "the trajectories that SFT draws from (3.1)",
+        "paper_sft_qwen": "Table 2, the short teacher",
+        "paper_sft_distill": "Table 2, the long teacher",
+        "paper_grpo_zero": "Tables 2 and 3, Zero-GRPO",
+        "paper_grpo_cold": "Table 3, GRPO after SFT",
+        "paper_fig7_domains": "Fig. 7",
+        "paper_fig2_landscape": "Fig. 2",
+        "paper_fig3_qwq": "Figs. 3 and 12",
+        "paper_fig4_community": "Fig. 4",
+        "paper_fig5_modes": "Figs. 5 and 13",
+        "paper_fig6_words": "Fig. 6",
+        "paper_fig11_budgets": "Fig. 11, without the summaries",
+        "paper_fig14_qwen3": "Figs. 14 and 16",
+        "paper_fig15_modes": "Fig. 15",
+    }
+    sweeps = {
+        "paper_fig8_qwen": "Fig. 8, the short teacher",
+        "paper_fig8_distill": "Fig. 8, the long teacher",
+        "paper_fig9_updates": "Fig. 9",
+    }
     return Reproduction(
         "the paper at its own size; needs a cluster of GPUs and the hub, or a mirror of it",
-        (Part("run", ("paper_sft_sets",), "the trajectories that SFT draws from (3.1)"),),
+        (
+            *(Part("run", (preset,), shows) for preset, shows in runs.items()),
+            *(Part("ablate", (preset,), shows) for preset, shows in sweeps.items()),
+        ),
+        can_be_rehearsed=True,
     )
 
 
@@ -57,10 +84,10 @@ def miniature() -> Reproduction:
 REPRODUCTIONS: dict[str, Callable[[], Reproduction]] = {function.__name__: function for function in (paper, miniature)}
 
 
-def parts(name: str, words: Sequence[str] = (), *, quick: bool = False) -> list[Part]:
+def parts(name: str, words: Sequence[str] = (), *, quick: bool = False, rehearse: bool = False) -> list[Part]:
     """The parts of the reproduction of that name, each with these `name=value` words behind its own.
 
-    Raises: ConfigError with the nearest name, or if it has no quicker way.
+    Raises: ConfigError with the nearest name, or if it has no quicker way, or no rehearsal.
     """
     if name not in REPRODUCTIONS:
         there = ", ".join(REPRODUCTIONS)
@@ -68,4 +95,6 @@ def parts(name: str, words: Sequence[str] = (), *, quick: bool = False) -> list[
     found = REPRODUCTIONS[name]()
     if quick and not found.quick:
         raise ConfigError(f"reproduction {name!r} has no quicker way: leave out --quick")
+    if rehearse and not found.can_be_rehearsed:
+        raise ConfigError(f"reproduction {name!r} runs on this machine as it is: leave out --rehearse")
     return [part._replace(words=(*part.words, *words)) for part in (found.quick if quick else found.parts)]

@@ -444,6 +444,10 @@ class EvaluateConfig(Settings):
     compare_judge: Literal["", "strict", "paper"] = ""
     """A second judge of the same trajectories: its accuracy and where the two disagree are reported beside."""
     num_engines: int | tuple[int, int] = 1
+    published: Literal[
+        "", "sft_qwen", "sft_distill", "grpo_zero", "grpo_cold", "qwen3_thinking", "qwen3_no_thinking"
+    ] = ""
+    """A row of the paper's results that is shown beside these, set for set (its Tables 2 and 3, its Fig. 11)."""
     num_bootstrap: int = Field(2000, ge=100)
     """Resamples of the questions behind each interval."""
     limit: int = Field(0, ge=0)
@@ -480,7 +484,9 @@ class AnalyzeConfig(Settings):
     means fewer passes."""
     num_workers: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)
-    """0 computes on CPU, else 1 or a part of one GPU."""
+    """0 computes on CPU, else 1 or a part of one GPU, or gpus_per_policy."""
+    gpus_per_policy: int = Field(1, ge=1)
+    """GPUs that hold one policy together, each a part of its layers, where it is too large for one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     shard_timeout_s: float = Field(1800, gt=0)
     """Eight further trajectories must have been measured by then, or the step stops."""

@@ -14,7 +14,7 @@ from raml_ray.config import ConfigError
 from raml_ray.formulas import metrics
 from raml_ray.records import Question, Verdict
 from raml_ray.settings import EvaluateConfig
-from raml_ray.stages import judging, rollouts, second_judge, sources
+from raml_ray.stages import beside, judging, rollouts, second_judge, sources
 from raml_ray.stages.context import Context, Outcome
 from raml_ray.stages.sources import Found
 
@@ -24,6 +24,7 @@ SHARD_QUESTIONS = 64
 def run(context: Context) -> Outcome:
     settings = context.config.evaluate
     second_judge.check(context.config)
+    beside.check(context.config)
     found = _questions(context)
     found.keep(context)
     questions = found.questions
@@ -36,12 +37,15 @@ def run(context: Context) -> Outcome:
     table = _per_question(rows, questions, settings)
     asked = Counter(question.source for question in questions)
     context.folder.write_table("per_question.parquet", table)
-    figures = {
+    figures: dict[str, Any] = {
         "k": settings.k,
         "num_samples": settings.num_samples,
         "temperature": settings.temperature,
         "sets": {name: _figures(context, name, table, rows, asked[name]) for name in settings.sets},
     }
+    if compared := list(beside.rows(context.config, figures["sets"])):
+        beside.tell(compared)
+        figures["published"] = compared
     figures |= second_judge.compared(context, rows, list(settings.sets))
     return Outcome(counts, found.figures() | figures | sampled | verdicts, artifacts=("per_question.parquet",))
 

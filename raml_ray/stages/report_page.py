@@ -14,6 +14,7 @@ from raml_ray.stages.report_data import Run
 from raml_ray.stages.report_figures import Figure
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_outcomes import PRIMARY, RULE, Claim, Measurement, Outcome
+from raml_ray.stages.report_published import beside
 from raml_ray.stages.report_seeds import seeds
 from raml_ray.stages.report_tables import (
     figure_html,
@@ -56,6 +57,7 @@ def page(
         _what_ran(run, facts),
         _summary(run, claims),
         "" if run.is_sweep else policies(run, by_name.get("evaluation")),
+        beside(run.of_stage("evaluate")),
         section("Training", figure_html(by_name["training"])) if "training" in by_name else "",
         *map(_shown, instruments),
         verdicts(run.of_stage("verify")),

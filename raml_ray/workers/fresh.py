@@ -6,6 +6,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from raml_ray.miniature.tokenizer import CHAT_TEMPLATE
 from raml_ray.settings import BaseConfig
 
 END = "<|endoftext|>"
@@ -13,7 +14,8 @@ MAX_POSITIONS = 4096
 
 
 def tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the texts: any text round-trips; one special token ends and pads."""
+    """A byte-level BPE tokenizer trained on the texts: any text round-trips; one special token ends and
+    pads, and turns are written as Qwen's are."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -26,6 +28,7 @@ def tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
+        chat_template=CHAT_TEMPLATE,
         eos_token=END,
         pad_token=END,
         model_max_length=MAX_POSITIONS,

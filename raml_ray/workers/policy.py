@@ -41,12 +41,17 @@ TOKENIZER_FILES = (
 
 
 def load_model(
-    path: str, *, dtype: torch.dtype = torch.float32, random_init: bool = False, without_weights: bool = False
+    path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    random_init: bool = False,
+    without_weights: bool = False,
+    device_map: dict[str, str] | None = None,
 ) -> "PreTrainedModel":
     """The causal LM of a folder or hub name, from safetensors only and without any code of the folder's.
 
     `random_init` takes the architecture and fresh weights (of torch's generator) instead; `without_weights` takes the
-    architecture alone, on the meta device.
+    architecture alone, on the meta device; `device_map` puts modules on devices as they are read.
 
     Raises: ValueError if a folder has no config.json or no safetensors, or the architecture changes its logits in a
     way that `token_logprobs` would miss.
@@ -62,7 +67,7 @@ def load_model(
     elif random_init:
         model = AutoModelForCausalLM.from_config(load_config(path), **kwargs)
     else:
-        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, device_map=device_map, **kwargs)
     assert isinstance(model, PreTrainedModel)
     return model
 

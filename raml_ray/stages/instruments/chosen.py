@@ -113,11 +113,17 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, row: Row, prompt: PromptConfig
 
 
 def opened(policy_path: str, config: Config) -> Opened:
-    """The policy in analyze.dtype, on a GPU where analyze.gpus_per_worker gives one."""
+    """The policy in analyze.dtype, on a GPU where analyze.gpus_per_worker gives one, or over analyze.gpus_per_policy."""
+    from raml_ray.workers import spread
     from raml_ray.workers.sharding import DTYPES  # only a worker needs what learners are made of
 
-    device = "cuda" if config.analyze.gpus_per_worker else "cpu"
-    model = policies.load_model(policy_path, dtype=DTYPES[config.analyze.dtype]).eval().to(device)
+    settings, dtype = config.analyze, DTYPES[config.analyze.dtype]
+    if settings.gpus_per_policy > 1:
+        places = spread.device_map(policies.load_model(policy_path, without_weights=True), settings.gpus_per_policy)
+        model = policies.load_model(policy_path, dtype=dtype, device_map=places).eval()
+    else:
+        device = "cuda" if settings.gpus_per_worker else "cpu"
+        model = policies.load_model(policy_path, dtype=dtype).eval().to(device)
     return Opened(model, policies.load_tokenizer(policy_path))
 
 

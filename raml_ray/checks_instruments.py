@@ -1,0 +1,87 @@
+"""What one setting of `analyze` and its instruments allows another. Every function raises ValueError with a remedy."""
+
+import re
+
+from raml_ray.settings import (
+    REGEX_RULE,
+    AnalyzeConfig,
+    InterventionsConfig,
+    LandscapeConfig,
+    RolesConfig,
+)
+
+
+def instrument(analyze: AnalyzeConfig) -> None:
+    """What an instrument asks of what all share."""
+    if analyze.instrument == "pseudo_update" and analyze.dtype != "float32":
+        raise ValueError(
+            f"analyze.dtype={analyze.dtype}: analyze.instrument=pseudo_update holds its updates against the layers' own"
+            " outputs to 1e-5, which only float32 has: set analyze.dtype=float32"
+        )
+
+
+def spread(analyze: AnalyzeConfig, settings: LandscapeConfig) -> None:
+    """A policy lies over the GPUs of its worker, for instruments that read no layer's inside."""
+    gpus = analyze.gpus_per_policy
+    if gpus == 1:
+        if analyze.gpus_per_worker > 1:
+            raise ValueError(
+                f"analyze.gpus_per_worker={analyze.gpus_per_worker:g}: a policy lies on one of them; set"
+                f" analyze.gpus_per_policy={analyze.gpus_per_worker:g} to spread it, or analyze.gpus_per_worker=1"
+            )
+        return
+    if analyze.gpus_per_worker != gpus:
+        raise ValueError(
+            f"analyze.gpus_per_policy={gpus} are a worker's own, and analyze.gpus_per_worker={analyze.gpus_per_worker:g}"
+            f" gives it others: set analyze.gpus_per_worker={gpus}"
+        )
+    inside = analyze.instrument == "pseudo_update" or (
+        analyze.instrument == "landscape" and "update" in settings.planes
+    )
+    if inside:
+        raise ValueError(
+            f"analyze.gpus_per_policy={gpus}: pseudo-updates (analyze.instrument=pseudo_update, landscape.planes=update) put"
+            " the layers' insides together on one device: set it to 1"
+        )
+
+
+def categories(roles: RolesConfig) -> None:
+    """Rules that mark words, and neither everything nor nothing."""
+    for category, rules in roles.categories.items():
+        _rules(f"roles.categories.{category}", rules)
+
+
+def interventions(analyze: AnalyzeConfig, settings: InterventionsConfig, roles: RolesConfig) -> None:
+    """Words that there are, and something to put in their place."""
+    _rules("interventions.neutral", settings.neutral)
+    if analyze.instrument == "interventions" and settings.category not in roles.categories:
+        raise ValueError(
+            f"interventions.category={settings.category!r} is none of roles.categories ({', '.join(roles.categories)}):"
+            " name one of them, or add it there"
+        )
+    if not settings.newline:
+        raise ValueError("interventions.newline is empty: name the text that is put in a word's place")
+
+
+def _rules(name: str, rules: tuple[str, ...]) -> None:
+    for rule in rules:
+        expression = rule.removeprefix(REGEX_RULE)
+        try:
+            marks_nothing = not expression or (rule != expression and re.compile(expression).match(""))
+        except re.error as error:
+            raise ValueError(f"{name}: {rule!r} is no regular expression: {error}") from None
+        if marks_nothing:
+            raise ValueError(f"{name}: {rule!r} matches the empty text; name what it marks")
+
+
+def landscape(settings: LandscapeConfig) -> None:
+    """Grids around the policy itself."""
+    if settings.num_points % 2 == 0:
+        raise ValueError(
+            f"landscape.num_points={settings.num_points} is even: the policy itself would not be on the grid; make it odd"
+        )
+    for name, radii in (("radii", settings.radii), ("update_radii", settings.update_radii)):
+        if not radii or min(radii) <= 0 or len(set(radii)) < len(radii):
+            raise ValueError(f"landscape.{name}={list(radii)}: give radii above 0, each once")
+    if not settings.planes or len(set(settings.planes)) < len(settings.planes):
+        raise ValueError(f"landscape.planes={list(settings.planes)}: name random, update, or both, each once")

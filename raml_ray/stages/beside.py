@@ -1,0 +1,63 @@
+"""Our figures of an evaluation beside those that the paper prints of the same set, metric and k."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raml_ray.config import Config, ConfigError
+from raml_ray.published import PUBLISHED
+from raml_ray.text import known_sets
+
+logger = logging.getLogger(__name__)
+NAMES = {"accuracy": "Avg", "pass_at_k": "Pass@{k}", "mg_pass_at_k": "mG-Pass@{k}"}
+
+
+def check(config: Config) -> None:
+    """Raises: ConfigError if evaluate.published has no set in common with evaluate.sets."""
+    settings = config.evaluate
+    if settings.published and not _shared(config):
+        there = ", ".join(known_sets.PAPER + name for name in PUBLISHED[settings.published].sets)
+        raise ConfigError(
+            f"evaluate.published={settings.published} has no effect: none of evaluate.sets is one of its sets ({there})"
+        )
+
+
+def _shared(config: Config) -> dict[str, str]:
+    """Our name of a set -> the paper's, of those that the row has."""
+    row = PUBLISHED[config.evaluate.published]
+    names = {name: known_sets.name_of(path) for name, path in config.evaluate.sets.items()}
+    return {name: known for name, known in names.items() if known in row.sets}
+
+
+def rows(config: Config, sets: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row per set and metric that the paper prints: both values, in percent, our interval, and whether theirs lies
+    within it."""
+    settings = config.evaluate
+    if not settings.published:
+        return
+    row = PUBLISHED[settings.published]
+    for name, known in _shared(config).items():
+        for metric, theirs in row.sets[known].items():
+            ours = sets[name][metric]
+            mean, low, high = (100 * ours[part] if ours else None for part in ("mean", "low", "high"))
+            yield {
+                "set": name,
+                "metric": NAMES[metric].format(k=row.k),
+                "num_questions": sets[name]["num_questions"],
+                "ours": mean,
+                "low": low,
+                "high": high,
+                "paper": theirs,
+                "place": row.place,
+                "is_within": None if low is None or high is None else low <= theirs <= high,
+            }
+
+
+def tell(beside: list[dict[str, Any]]) -> None:
+    """Log the rows as a table."""
+    for row in beside:
+        ours = "-" if row["ours"] is None else f"{row['ours']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        logger.info(
+            "%-22s %-10s %-24s paper %.2f (%s), %d questions",
+            *(row["set"], row["metric"], ours, row["paper"], row["place"], row["num_questions"]),
+        )
