@@ -135,6 +135,36 @@ def model_flops(made: Architecture, forward: Passes, learned: Passes, *, adapter
     return once(forward) + 3 * once(learned) - frozen
 
 
+def _qwen2(*sizes: int, is_tied: bool = False) -> Architecture:
+    layers, hidden, intermediate, heads, kv_heads, vocabulary = sizes
+    return Architecture(
+        "qwen2", layers, hidden, intermediate, heads, kv_heads, hidden // heads, vocabulary, is_tied, True, False
+    )
+
+
+QWEN_32B = _qwen2(64, 5120, 27648, 40, 8, 152064)
+PUBLISHED = {
+    "Qwen2.5-0.5B": _qwen2(24, 896, 4864, 14, 2, 151936, is_tied=True),
+    "Qwen2.5-1.5B": _qwen2(28, 1536, 8960, 12, 2, 151936, is_tied=True),
+    "Qwen2.5-Math-1.5B": _qwen2(28, 1536, 8960, 12, 2, 151936, is_tied=True),
+    "Qwen2.5-7B": _qwen2(28, 3584, 18944, 28, 4, 152064),
+    "Qwen2.5-Math-7B": _qwen2(28, 3584, 18944, 28, 4, 152064),
+    "Qwen2.5-32B": QWEN_32B,
+    "Qwen2.5-72B": _qwen2(80, 8192, 29568, 64, 8, 152064),
+    "Qwen2.5-Math-72B": _qwen2(80, 8192, 29568, 64, 8, 152064),
+    "DeepSeek-R1-Distill-Qwen-14B": _qwen2(48, 5120, 13824, 40, 8, 152064),
+    "QwQ-32B": QWEN_32B,
+    "Qwen3-32B": Architecture("qwen3", 64, 5120, 25600, 64, 8, 128, 151936, False, False, False),
+}
+"""Policies by the last part of their hub names, for a plan that is made where the hub is not reached."""
+
+
+def published(path: str) -> Architecture | None:
+    """The architecture of a policy on the hub, by its name alone; None if it is not one of PUBLISHED."""
+    name = path.rstrip("/").rsplit("/", 1)[-1].removesuffix("-Instruct")
+    return PUBLISHED.get(name)
+
+
 PEAK_TFLOPS = {
     "H100 PCIe": 756,
     "H100 NVL": 835,
