@@ -16,10 +16,12 @@ miniature: setup ## the whole way on this machine: questions to report
 smoke: setup    ## the same at the smallest size
 	$(RAML) run smoke
 
-lint: setup     ## format, lint and type checks
+lint: setup     ## format, lint and type checks, of scripts and the image's recipe too
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/shellcheck deploy/*.sh .ci/run
+	.venv/bin/hadolint docker/Dockerfile
 
 test: lint      ## all tests that need no GPU and kill nothing at random
 	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not gpu and not faults"

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# The project's own Python environment, from a lock: deploy/install.sh [cpu|gpu] [FOLDER]
+# The project's own Python environment, from a lock: deploy/install.sh [cpu|gpu] [FOLDER] [--no-dev]
+# --no-dev leaves out what only tests and checks need (an image does so).
 # Takes nothing from and leaves nothing in the user's Python. Run again, it ends at once if the lock has not changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 stack=${1:-cpu}
 venv=${2:-.venv}
 lock=deploy/locks/$stack.txt
+locks=(-r "$lock" -r deploy/locks/dev.txt)
+[ "${3:-}" = --no-dev ] && locks=(-r "$lock")
 uv_version=0.13.8
 
 missing() { printf 'raml_ray: %s\n  type: %s\n' "$1" "$2" >&2; exit 1; }
@@ -16,22 +19,27 @@ command -v "$python" >/dev/null || python=python3
   missing "the lock is for Python 3.11, which is not here" "sudo apt-get install python3.11 python3.11-venv   (or PYTHON=/path/to/python3.11 make ...)"
 "$python" -c 'import ensurepip' 2>/dev/null ||
   missing "this Python cannot make virtual environments" "sudo apt-get install python3.11-venv"
+[ "$stack" = gpu ] || "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+  missing "libnuma is missing, which vLLM's CPU build loads" "sudo apt-get install libnuma1"
 command -v g++ >/dev/null || missing "a C++ compiler is missing, which torch.compile calls" "sudo apt-get install g++"
 command -v bwrap >/dev/null ||
   printf 'raml_ray: note: bubblewrap is missing; nothing here needs it until model-written code is run\n  type: sudo apt-get install bubblewrap\n' >&2
 
 stamp=$venv/.installed
-want=$(cat "$lock" pyproject.toml deploy/install.sh | sha256sum | cut -d' ' -f1)
+want=$( (cat deploy/locks/*.txt pyproject.toml deploy/install.sh; echo "${locks[@]}") | sha256sum | cut -d' ' -f1)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
 
 printf 'raml_ray: installing the %s stack into %s\n' "$stack" "$venv" >&2
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$uv_version"
 uv=$venv/bin/uv
-export VIRTUAL_ENV=$PWD/$venv UV_LINK_MODE=${UV_LINK_MODE:-copy}
+VIRTUAL_ENV=$(cd "$venv" && pwd)
+export VIRTUAL_ENV UV_LINK_MODE=${UV_LINK_MODE:-copy}
 # Compiled once here, or every process of every run compiles what it imports (where bytecode may not be written).
-install=("$uv" pip install --quiet --compile-bytecode --no-deps --require-hashes -r "$lock")
+install=("$uv" pip install --quiet --compile-bytecode --no-deps --require-hashes "${locks[@]}")
 if [ "$stack" = gpu ]; then
+  # The lock has the compiler of the CUDA that torch runs on.
+  export CUDA_HOME=${CUDA_HOME:-$VIRTUAL_ENV/lib/python3.11/site-packages/nvidia/cu13}
   # flash-attn builds against the torch that is installed: everything else first.
   grep -v '^ *#' "$lock" | awk '/^flash-attn==/{skip=1;next} skip&&/^ /{next} {skip=0;print}' >"$venv/first.txt"
   "$uv" pip install --quiet --no-deps --require-hashes -r "$venv/first.txt"
