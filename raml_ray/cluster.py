@@ -92,16 +92,18 @@ def _gpu_bytes() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def check_labels(labels: Mapping[str, str]) -> None:
-    """Refuse node labels that no node carries, before any actor waits for one.
+def check_labels(labels: Mapping[str, str], setting: str = "engine.node_labels") -> None:
+    """Refuse node labels that no node carries, before any actor waits for one. `setting` is what asks for them.
 
     Raises: ConfigError that says which labels there are.
     """
+    if not labels:
+        return
     nodes = [node["Labels"] for node in ray.nodes() if node["Alive"]]
     if not any(labels.items() <= carried.items() for carried in nodes):
         there = sorted({f"{key}={value}" for node in nodes for key, value in node.items() if "ray.io/" not in key})
         raise ConfigError(
-            f"no node carries engine.node_labels={dict(labels)}: start nodes with `ray start --labels`, or name labels"
+            f"no node carries {setting}={dict(labels)}: start nodes with `ray start --labels`, or name labels"
             f" that there are ({', '.join(there) or 'none'})"
         )
 

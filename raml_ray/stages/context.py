@@ -63,6 +63,7 @@ LIMITS = frozenset(
         "train.keep_checkpoints",
         "train.max_failures",
         "train.memory_gib",
+        "train.node_labels",
         "train.peak_tflops",
         "train.max_skipped_in_a_row",
         "train.probe_data",

@@ -33,6 +33,7 @@ def run(context: Context) -> Outcome:
     questions, too_long = _fitting(found.questions, policy_path, config)
     probed = learner_probe.examples(context)
     cluster.check_labels(config.engine.node_labels)
+    cluster.check_labels(train.node_labels, "train.node_labels")
     cluster.check_fits(
         {
             f"grpo.num_engines={config.grpo.num_engines} of engine.cpus_per_engine={config.engine.cpus_per_engine}": (

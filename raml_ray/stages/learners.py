@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raml_ray import faults, stopping
+from raml_ray import cluster, faults, stopping
 from raml_ray.config import Config, ConfigError, dump, load
 from raml_ray.settings import TrainConfig
 from raml_ray.storage import Folder, is_url
@@ -77,6 +77,7 @@ def check(train: TrainConfig, folder: Folder, policy_path: str) -> None:
             f"step folder {folder.path}: learners write checkpoints to a file system that all of them share, not yet"
             " to a URL; set root to a shared folder"
         )
+    cluster.check_labels(train.node_labels, "train.node_labels")
     policy.check_folder(policy_path, weights=False)
     policy.load_tokenizer(policy_path)
 
@@ -97,7 +98,10 @@ def _workers(train: TrainConfig) -> ScalingConfig:
     if train.gpus_per_worker:
         resources["GPU"] = train.gpus_per_worker
     return ScalingConfig(
-        num_workers=train.num_workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
+        num_workers=train.num_workers,
+        use_gpu=train.gpus_per_worker > 0,
+        resources_per_worker=resources,
+        label_selector=dict(train.node_labels) or None,
     )
 
 

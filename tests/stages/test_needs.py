@@ -1,7 +1,12 @@
 """What a step asks of the cluster: the room that a sweep keeps for each of its trials."""
 
-from raml_ray.config import Config, Stage, override
-from raml_ray.stages import needs
+from pathlib import Path
+
+import pytest
+
+from raml_ray.config import Config, ConfigError, Stage, override
+from raml_ray.stages import learners, needs
+from raml_ray.storage import Folder
 
 
 def total(stage: Stage, **settings: object) -> tuple[float, float]:
@@ -12,10 +17,20 @@ def total(stage: Stage, **settings: object) -> tuple[float, float]:
 
 
 def test_learners_engines_and_instruments_are_added_up_with_their_gpus() -> None:
-    learners = {"train__num_workers": 2, "train__cpus_per_worker": 3, "train__gpus_per_worker": 1}
+    workers = {"train__num_workers": 2, "train__cpus_per_worker": 3, "train__gpus_per_worker": 1}
     engines = {"engine__cpus_per_engine": 2, "engine__gpus_per_engine": 1}
-    assert total("grpo", grpo__num_engines=4, **learners, **engines) == (2 * 3 + 4 * 2, 2 + 4)
-    assert total("sft", **learners) == (2 * 3 + 1, 2)
+    assert total("grpo", grpo__num_engines=4, **workers, **engines) == (2 * 3 + 4 * 2, 2 + 4)
+    assert total("sft", **workers) == (2 * 3 + 1, 2)
     assert total("evaluate", evaluate__num_engines=[1, 4], **engines) == (2 + 1, 1)
     assert total("analyze", analyze__num_workers=3, analyze__gpus_per_worker=1) == (3 + 1, 3)
     assert total("verify") == (1, 0)
+
+
+@pytest.mark.ray
+def test_learners_go_to_nodes_of_their_labels_and_labels_that_no_node_carries_are_refused(
+    cluster: None, tmp_path: Path
+) -> None:
+    train = override(Config(), {"train.node_labels.zone": "nowhere"}).train
+    assert learners._workers(train).label_selector == {"zone": "nowhere"}
+    with pytest.raises(ConfigError, match=r"no node carries train.node_labels=\{'zone': 'nowhere'\}"):
+        learners.check(train, Folder(str(tmp_path)), "policy")
