@@ -3,7 +3,6 @@
 import asyncio
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
 
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
@@ -27,12 +26,14 @@ class EngineLost(RuntimeError):
     """An engine failed while it was asked. What became of its place is the group's business, the question is not."""
 
 
-class Published(NamedTuple):
-    """Weights that every engine is to hold, kept by the pool so that they outlive the learner that sent them."""
+@dataclass(slots=True, eq=False)
+class Published:
+    """Weights that every engine is to hold."""
 
     version: int
     buckets: list[Bucket] | None
-    """None where learners send them themselves, to the engines that are up when they do."""
+    """The learner's at first, then the pool's own copies. None where learners send them themselves, to the engines that
+    are up when they do."""
     probe: Probe | None
     """What a replacement is held to; None if the engines have no weights that could disagree."""
     cuts: bool

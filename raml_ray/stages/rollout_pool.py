@@ -4,6 +4,7 @@ The pool is one actor that holds the engines, the newest weights that a learner 
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
 from raml_ray import faults, recipes
@@ -27,6 +29,8 @@ from raml_ray.workers import rollouts
 from raml_ray.workers.rollouts import Rollout
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
 from raml_ray.workers.sync_check import Probe
+
+logger = logging.getLogger(__name__)
 
 MOST_ENGINES_LOST = 5
 """Engines that may be lost over one group: it is asked again of another, until it is taken to be the cause."""
@@ -92,6 +96,8 @@ class RolloutPool:
         self._tokenizer = policies.load_tokenizer(policy_path)
         self._stop = stop_token_ids(policy_path, self._tokenizer)
         self._steps: dict[int, asyncio.Task[Sampled]] = {}
+        self.copying: asyncio.Task[None] | None = None
+        """Of the newest weights, so that they outlive the learner that sent them."""
         self._judging = asyncio.Lock()
         self._judge = RolloutJudge(config, self._tokenizer, self._stop)
 
@@ -117,11 +123,21 @@ class RolloutPool:
         """
         await self.drained(version)
         began = time.monotonic()
-        # Copies of the pool's own: the learner owns the arrays that it sent, and takes them along when it dies.
-        kept = [bucket._replace(flat=ray.put(await bucket.flat)) for bucket in buckets]
-        await self._engines.publish(self._published(version, kept, probe))
+        published = self._published(version, buckets, probe)
+        await self._engines.publish(published)
         self._begin_steps(version)
+        self.copying = asyncio.create_task(self._copied(published, buckets))
         return time.monotonic() - began
+
+    async def _copied(self, published: Published, buckets: Sequence[Bucket]) -> None:
+        """The learner owns the arrays that it sent, and takes them along when it dies. Nobody waits for the copies."""
+        try:
+            published.buckets = [
+                bucket._replace(flat=await asyncio.to_thread(ray.put, await bucket.flat)) for bucket in buckets
+            ]
+        except RayError:
+            # Where it has died already, learners start again and publish what they restored.
+            logger.warning("no copy of version %d: the learner that sent it has died", published.version)
 
     async def begin_transfer(self, version: int, probe: Probe | None) -> dict[int, str]:
         """As `publish`, but learners send the weights themselves, to the engines that are returned: index and actor id."""

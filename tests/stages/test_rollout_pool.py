@@ -108,8 +108,8 @@ def probe(policy: Path, shift: float = 0.0) -> Probe:
     return Probe([SEQUENCE], [np.full(2, shift - math.log(size), dtype=np.float32)])
 
 
-def sent(checksum: str = "") -> list[Bucket]:
-    flat, layout = weights.flatten([("weight", torch.arange(3.0))])
+def sent(checksum: str = "", num: int = 3) -> list[Bucket]:
+    flat, layout = weights.flatten([("weight", torch.arange(float(num)))])
     return [Bucket(ray.put(flat), layout, checksum or weights.checksum(flat, layout))]
 
 
@@ -195,6 +195,32 @@ def test_an_engine_that_fails_halfway_is_replaced_and_its_prompts_get_the_same_a
     # The version of a fresh scripted engine is 0: the replacement was given the weights of version 3.
     publish(pool, 3, probe(policy))
     assert sample(pool, 3).groups == undisturbed.groups
+
+
+class Sender:
+    """A learner, as far as the pool knows it: it owns what it sends."""
+
+    def sent(self) -> list[Bucket]:
+        return sent(num=100_000)  # too large for Ray to pass it on by value
+
+
+def test_weights_outlive_the_learner_that_sent_them(cluster: None, policy: Path) -> None:
+    async def story(pool: RolloutPool) -> None:
+        await pool.ready()
+        learner = ray.remote(Sender).options(num_cpus=0).remote()
+        buckets = await learner.sent.remote()
+        await pool.publish(0, buckets, probe(policy))
+        assert pool.copying is not None
+        await pool.copying
+        ray.kill(learner)
+        engine = pool._engines._places[0].actor
+        assert engine is not None
+        ray.kill(engine)
+        # Answered by its replacement, which was given the weights that nobody but the pool still has.
+        assert list(await pool.token_logprobs([SEQUENCE])) == [0]
+        assert await pool.num_replaced() == 1
+
+    in_this_process(policy, story, grpo__num_engines=1)
 
 
 def test_a_version_that_was_not_published_cannot_be_sampled(pool: ActorHandle, policy: Path) -> None:
