@@ -13,6 +13,7 @@ from raml_ray.stages.shard_sampler import engine_class
 from raml_ray.workers.engine import Engine
 from raml_ray.workers.engine_loop import EngineLoop
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
+from raml_ray.workers.scripted_engine import ScriptedEngine
 from raml_ray.workers.weights import Layout
 
 Found = TypeVar("Found")
@@ -31,10 +32,12 @@ class PolicyEngine:
 
     def __init__(self, policy_path: str, config: Config) -> None:
         faults.arm(config.drill.faults, config.drill.folder)
-        self._engine = engine_class(config.engine)(policy_path, config.engine, seed=config.seed)
-        self._loop = EngineLoop(
-            self._engine, stall_timeout_s=config.engine.stall_timeout_s, on_failure=lambda reason: None
+        self._loop: EngineLoop[Engine | ScriptedEngine] = EngineLoop(
+            lambda: engine_class(config.engine)(policy_path, config.engine, seed=config.seed),
+            stall_timeout_s=config.engine.stall_timeout_s,
+            on_failure=lambda reason: None,
         )
+        self._engine = self._loop.engine
 
     async def version(self) -> int:
         """Of the weights that it has. That it answers says that the process is alive, whatever its engine does."""

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 64
 """Shards that one engine makes at once: a thread each."""
+LONGEST_PER_MEAN = 8
+"""How much longer than the mean a response of a shard may be before the engine is short of others meanwhile."""
 
 
 def stop_token_ids(policy_path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -186,10 +188,10 @@ def _job(
 def shards_at_once(max_num_seqs: int, shard_rows: int, num_shards: int, num_engines: int) -> int:
     """Shards that one engine makes at once, so that it is never short of requests at a shard's end.
 
-    Twice as many requests as it decodes at once, in two shards at least; but no more shards than its share of all,
-    which are there for the other engines too.
+    While a shard's longest response is still on its way, the engine may answer LONGEST_PER_MEAN x max_num_seqs others:
+    as many are there, in two shards at least. But no more shards than the engine's share of all.
     """
-    wanted = max(2, math.ceil(2 * max_num_seqs / shard_rows))
+    wanted = 1 + math.ceil(LONGEST_PER_MEAN * max_num_seqs / shard_rows)
     return min(wanted, math.ceil(num_shards / num_engines), MOST_AT_ONCE)
 
 

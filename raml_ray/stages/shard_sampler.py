@@ -101,7 +101,7 @@ class ShardSampler:
         self._policy_id = policies.policy_id(job["policy_path"], job["policy_name"])
         self._how = self._fingerprint()
         self._gate = Gate()
-        self._loop = EngineLoop(self._engine(), stall_timeout_s=self._settings.stall_timeout_s, on_failure=self._end)
+        self._loop = EngineLoop(self._engine, stall_timeout_s=self._settings.stall_timeout_s, on_failure=self._end)
         if not self._tell("started"):
             os._exit(1)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()

@@ -4,13 +4,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
-
-import torch
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine
 
 Found = TypeVar("Found")
+Stepped = TypeVar("Stepped", bound=SteppedEngine)
 
 LOOKS_PER_STALL = 10
 """How often within stall_timeout_s the watchdog looks: a stall is told at most so much of it too late."""
@@ -37,20 +36,27 @@ class Called(NamedTuple):
     answer: Future[Any]
 
 
-class EngineLoop:
+class EngineLoop(Generic[Stepped]):
     """One engine that many threads ask at once.
 
-    A thread of its own steps the engine while there is work, so that finished requests leave and new ones enter
-    without draining; between steps the engine is nobody else's. A second thread watches that steps come to an end.
+    A thread of its own starts the engine and steps it while there is work, so that finished requests leave and new ones
+    enter without draining; between steps the engine is nobody else's. A second thread watches that steps come to an end.
     """
 
-    def __init__(self, engine: SteppedEngine, *, stall_timeout_s: float, on_failure: Callable[[str], None]) -> None:
-        """Starts both threads; the engine stays the caller's to close.
+    def __init__(
+        self, start: Callable[[], Stepped], *, stall_timeout_s: float, on_failure: Callable[[str], None]
+    ) -> None:
+        """Waits for the engine that `start` returns; it stays the caller's to close.
+
+        `start` is called in the thread that steps: one that had computed elsewhere would leave OpenMP a second team of
+        threads, more than there are cores, and OpenMP has threads sleep at every barrier then (a tenth of the speed).
 
         `on_failure` is called once, before any request is told: with the type and first line of what the engine
         raised, or when there is work and no step has finished for stall_timeout_s seconds. A call counts as a step.
+
+        Raises: what `start` raises.
         """
-        self._engine, self._stall_timeout_s, self._on_failure = engine, stall_timeout_s, on_failure
+        self._stall_timeout_s, self._on_failure = stall_timeout_s, on_failure
         self._changed = threading.Condition()  # guards everything below
         self._arrived: list[Asked] = []
         self._called: list[Called] = []
@@ -63,17 +69,17 @@ class EngineLoop:
         self._ended: str | None = None
         """Why the loop takes no more requests."""
         self._over = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(torch.get_num_threads(),), name="engine loop", daemon=True
-        )
-        self._watchdog = threading.Thread(target=self._watch, name="engine watchdog", daemon=True)
+        started: Future[Stepped] = Future()
+        self._thread = threading.Thread(target=self._live, args=(start, started), name="engine loop", daemon=True)
         self._thread.start()
+        self.engine: Stepped = started.result()
+        self._watchdog = threading.Thread(target=self._watch, name="engine watchdog", daemon=True)
         self._watchdog.start()
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all finished responses since the engine's start."""
-        return self._engine.num_tokens
+        return self.engine.num_tokens
 
     def submit(self, request: Request, sampling: Sampling) -> Future[Completion | Failure]:
         """Asks, from any thread. The future's exception is EngineFailure once the engine has failed."""
@@ -113,15 +119,22 @@ class EngineLoop:
         self._thread.join(self._stall_timeout_s)
         self._watchdog.join(self._stall_timeout_s)
 
-    def _run(self, num_threads: int) -> None:
-        # The number of OpenMP threads is each thread's own: vLLM's kernels would otherwise take all cores in this one.
-        torch.set_num_threads(num_threads)
+    def _live(self, start: Callable[[], Stepped], started: Future[Stepped]) -> None:
+        try:
+            engine = start()
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(engine)
+        self._run(engine)
+
+    def _run(self, engine: Stepped) -> None:
         try:
             while self._waits_for_work():
                 self._does_what_was_called_for()
-                if self._is_held or not self._takes_in_what_arrived():
+                if self._is_held or not self._takes_in_what_arrived(engine):
                     continue
-                finished = self._engine.step()
+                finished = engine.step()
                 with self._changed:
                     self._busy_since = time.monotonic()
                     answers = [(self._inside.pop(number, None), completion) for number, completion in finished]
@@ -160,7 +173,7 @@ class EngineLoop:
             if is_waited_for:
                 called.answer.set_result(found)
 
-    def _takes_in_what_arrived(self) -> bool:
+    def _takes_in_what_arrived(self, engine: Stepped) -> bool:
         """Hands what is new to the engine; False if there is nothing to step for."""
         with self._changed:
             arrived, self._arrived = self._arrived, []
@@ -171,7 +184,7 @@ class EngineLoop:
                     self._inside[self._next_number] = asked.answer
                     self._next_number += 1
         for number, asked in numbered.items():
-            refused = self._engine.add(number, asked.request, asked.sampling)
+            refused = engine.add(number, asked.request, asked.sampling)
             if refused is not None:
                 with self._changed:
                     answer = self._inside.pop(number, None)

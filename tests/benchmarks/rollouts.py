@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.rollouts [--questions 256] [--rounds 3] [--json FILE]
 
-`bare`: all prompts at once into vLLM's engine, stepped until it is empty, as `vllm.LLM.generate` does. `loop`: four threads that ask an EngineLoop for one shard after the
-other. `async`: vLLM's AsyncLLM, its core in a process of its own. `stage`: the step `generate`, through Ray Data. Every
+`bare`: all prompts at once into vLLM's engine, stepped until it is empty, as `vllm.LLM.generate` does. `loop`: threads that ask an EngineLoop for one shard after the other,
+as many as the stage has. `async`: vLLM's AsyncLLM, its core in a process of its own. `stage`: the step `generate`, through Ray Data. Every
 way is a fresh process on the same cores, with the same engine settings, and answers the same seeded requests with the
 same tokens (checked). A round takes all ways in turn, every second one in the opposite order. Lengths are geometric: the
 policy has random weights, and enough of its vocabulary ends a response. The steady rate is that of the tokens whose
@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from raml_ray.config import Config, Step, override
 from raml_ray.settings import BaseConfig, EngineConfig
+from raml_ray.stages.rollouts import TRAJECTORIES, shards_at_once
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
 
 WAYS = ("stage", "bare", "loop", "async")
@@ -43,8 +44,6 @@ SHAPES = {
 }
 MOST_PER_MEAN = 4
 """generate.max_tokens, in mean response lengths."""
-NUM_THREADS = 4
-"""That feed the loop."""
 WARM_UP = 8
 """Requests before the clock starts."""
 STEADY = (0.1, 0.9)
@@ -104,7 +103,6 @@ def settings_of(folder: Path, options: argparse.Namespace) -> Config:
 def by_stage(folder: Path, options: argparse.Namespace) -> list[Finished]:
     """Runs the step; leaves what it asked in requests.json, for the other ways to ask the same."""
     from raml_ray.stages import pipeline
-    from raml_ray.stages.rollouts import TRAJECTORIES
 
     began = time.time()
     made = pipeline.run(settings_of(folder, options)) / "generate" / TRAJECTORIES
@@ -165,9 +163,13 @@ def by_loop(folder: Path, settings: EngineConfig) -> list[Finished]:
     from raml_ray.workers.engine_loop import EngineLoop
 
     shards, sampling = asked_before(folder)
-    engine = Engine(str(folder / "policy"), settings, seed=0)
-    engine.generate(warm_up(shards), sampling)
-    loop = EngineLoop(engine, stall_timeout_s=settings.stall_timeout_s, on_failure=given_up)
+    loop = EngineLoop(
+        lambda: Engine(str(folder / "policy"), settings, seed=0),
+        stall_timeout_s=settings.stall_timeout_s,
+        on_failure=given_up,
+    )
+    for answer in [loop.submit(request, sampling) for request in warm_up(shards)]:
+        answer.result()
     waiting: queue.SimpleQueue[list[Request]] = queue.SimpleQueue()
     for shard in shards:
         waiting.put(shard)
@@ -191,7 +193,8 @@ def by_loop(folder: Path, settings: EngineConfig) -> list[Finished]:
             for future in asked:
                 future.result()
 
-    threads = [threading.Thread(target=feed) for _ in range(NUM_THREADS)]
+    at_once = shards_at_once(settings.max_num_seqs, len(shards[0]), len(shards), 1)
+    threads = [threading.Thread(target=feed) for _ in range(at_once)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -288,7 +291,7 @@ def rounds(shape: BaseConfig, options: argparse.Namespace) -> list[dict[str, dic
         folder = Path(name)
         prepared(folder, shape, options)
         for number in range(options.rounds):
-            order = WAYS if number % 2 == 0 else WAYS[::-1]
+            order = options.ways if number % 2 == 0 else options.ways[::-1]
             found.append({})
             for way in order:
                 found[-1][way] = in_a_process(way, number, folder, options)
@@ -303,7 +306,7 @@ def rounds(shape: BaseConfig, options: argparse.Namespace) -> list[dict[str, dic
 def table(found: Sequence[dict[str, dict[str, Any]]]) -> str:
     """Medians over the rounds; the ratio is that of each round to the same rate of its own `bare`."""
     lines = ["| way | tokens/s, whole | to bare | tokens/s, steady | to bare |", "|---|---|---|---|---|"]
-    for way in ("bare", "loop", "async", "stage"):
+    for way in found[0]:
         cells = [way]
         for kind in ("whole", "steady"):
             speeds = [one[way][kind] for one in found]
@@ -325,6 +328,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--max-num-seqs", type=int, default=64, help="engine.max_num_seqs")
     parser.add_argument("--threads", type=int, default=2, help="cores of every way, and threads of its engine")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="`stage` and `bare` among them")
     parser.add_argument("--policies", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--json", type=Path, help="file for every single figure")
     for name, kind in (("--way", str), ("--round", int), ("--folder", Path)):

@@ -251,9 +251,9 @@ def test_engines_that_cannot_be_are_refused_by_name(text: str) -> None:
 @pytest.mark.parametrize(
     ("max_num_seqs", "shard_rows", "num_shards", "num_engines", "expected"),
     [
-        (256, 128, 1000, 4, 4),  # 512 requests
-        (256, 1000, 1000, 4, 2),  # never fewer than two
-        (256, 100, 1000, 4, 6),  # rounded up
+        (256, 128, 1000, 4, 17),  # one, and 2048 requests
+        (8, 1000, 1000, 4, 2),  # never fewer than two
+        (256, 1000, 1000, 4, 4),  # rounded up
         (256, 128, 6, 2, 3),  # its share
         (256, 1, 10_000, 1, rollouts.MOST_AT_ONCE),
         (8, 8, 1, 1, 1),

@@ -34,12 +34,14 @@ def scripted(tmp_path: Path) -> ScriptedEngine:
 
 
 @pytest.fixture
-def opened() -> Iterator[Callable[..., EngineLoop]]:
+def opened() -> Iterator[Callable[..., EngineLoop[SteppedEngine]]]:
     """Makes loops that are closed afterwards."""
-    loops: list[EngineLoop] = []
+    loops: list[EngineLoop[SteppedEngine]] = []
 
-    def make(engine: SteppedEngine, reasons: list[str], stall_timeout_s: float = DEADLINE_S) -> EngineLoop:
-        loops.append(EngineLoop(engine, stall_timeout_s=stall_timeout_s, on_failure=reasons.append))
+    def make(
+        engine: SteppedEngine, reasons: list[str], stall_timeout_s: float = DEADLINE_S
+    ) -> EngineLoop[SteppedEngine]:
+        loops.append(EngineLoop(lambda: engine, stall_timeout_s=stall_timeout_s, on_failure=reasons.append))
         return loops[-1]
 
     yield make
@@ -47,7 +49,7 @@ def opened() -> Iterator[Callable[..., EngineLoop]]:
         loop.close()
 
 
-Opened = Callable[..., EngineLoop]
+Opened = Callable[..., EngineLoop[SteppedEngine]]
 
 
 def asked_by_threads(loop: EngineLoop, requests: list[Request], num_threads: int) -> list[Reply]:
@@ -122,7 +124,7 @@ def test_a_call_is_made_between_steps_and_can_hold_requests_until_the_next(tmp_p
 
 
 def test_a_call_that_raises_or_hangs_fails_the_engine(tmp_path: Path, opened: Opened) -> None:
-    def engine_loop(reasons: list[str]) -> EngineLoop:
+    def engine_loop(reasons: list[str]) -> EngineLoop[SteppedEngine]:
         engine = ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
         return opened(engine, reasons, stall_timeout_s=0.2)
 
@@ -197,7 +199,7 @@ def test_after_closing_nobody_waits_and_the_engine_is_free(tmp_path: Path) -> No
     settings = EngineConfig(max_model_len=2000)
     engine = ScriptedEngine(str(tmp_path), settings, seed=0, vocab_size=VOCAB_SIZE)
     reasons: list[str] = []
-    loop = EngineLoop(engine, stall_timeout_s=DEADLINE_S, on_failure=reasons.append)
+    loop = EngineLoop(lambda: engine, stall_timeout_s=DEADLINE_S, on_failure=reasons.append)
     endless = Sampling(1.0, 1.0, -1, max_tokens=1500, stop_token_ids=(3,))
     futures: list[Future[Reply]] = [loop.submit(Request([1], index), endless) for index in range(3)]
     time.sleep(0.05)
@@ -337,3 +339,15 @@ def test_stop_texts_need_an_engine_that_reads_along(engine: Engine) -> None:
     with pytest.raises(ValueError, match="needs_text=True"):
         engine.add(0, Request([1, 2], 0), Sampling(1.0, 1.0, -1, 8, stop=(".",)))
     assert engine.num_unfinished == 0
+
+
+def test_the_engine_is_started_in_the_thread_that_steps_it_and_what_that_raises_is_told() -> None:
+    started: list[str] = []
+
+    def start() -> ScriptedEngine:
+        started.append(threading.current_thread().name)
+        raise ValueError("no such policy")
+
+    with pytest.raises(ValueError, match="no such policy"):
+        EngineLoop(start, stall_timeout_s=DEADLINE_S, on_failure=started.append)
+    assert started == ["engine loop"]

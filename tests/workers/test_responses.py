@@ -215,14 +215,14 @@ class SameStart(ScriptedEngine):
 
 
 @pytest.fixture
-def scripted() -> Iterator[EngineLoop]:
+def scripted() -> Iterator[EngineLoop[SameStart]]:
     engine = SameStart("unused", EngineConfig(max_model_len=200, max_num_seqs=16), seed=0, vocab_size=len(TOKENIZER))
-    loop = EngineLoop(engine, stall_timeout_s=30, on_failure=print)
+    loop = EngineLoop(lambda: engine, stall_timeout_s=30, on_failure=print)
     yield loop
     loop.close()
 
 
-def test_of_many_responses_each_is_cut_continued_or_left_alone(scripted: EngineLoop) -> None:
+def test_of_many_responses_each_is_cut_continued_or_left_alone(scripted: EngineLoop[SameStart]) -> None:
     budget = replace(BUDGET, thinking_tokens=40, max_model_len=200)
     sampling = replace(SAMPLING, max_tokens=60)
     requests = [Request([1 + index % 3], seed=index) for index in range(300)]
@@ -237,7 +237,7 @@ def test_of_many_responses_each_is_cut_continued_or_left_alone(scripted: EngineL
     assert min(kinds.count(kind) for kind in ("ended", "continued", "cut")) >= 5
 
 
-def test_order_and_company_change_no_response(scripted: EngineLoop) -> None:
+def test_order_and_company_change_no_response(scripted: EngineLoop[SameStart]) -> None:
     budget = replace(BUDGET, thinking_tokens=20, max_model_len=200)
     sampling = replace(SAMPLING, max_tokens=60)
     requests = [Request([1], seed=index) for index in range(50)]
@@ -307,8 +307,8 @@ def test_a_real_engine_answers_behind_the_forced_text_as_the_policy_would(tmp_pa
 
     path = str(tmp_path)
     base.save(base.initial(BaseConfig(num_layers=2), TOKENIZER, seed=0), TOKENIZER, path)
-    engine = Engine(path, EngineConfig(max_model_len=160, kv_cache_gib=0.05, max_num_seqs=32), seed=0)
-    loop = EngineLoop(engine, stall_timeout_s=120, on_failure=print)
+    settings = EngineConfig(max_model_len=160, kv_cache_gib=0.05, max_num_seqs=32)
+    loop = EngineLoop(lambda: Engine(path, settings, seed=0), stall_timeout_s=120, on_failure=print)
     budget = replace(BUDGET, thinking_tokens=70, answer_tokens=8, max_model_len=160)
     sampling = replace(SAMPLING, max_tokens=100)
     requests = [Request(ids("Sum: _ 3 8"), seed=index) for index in range(64)]
@@ -316,7 +316,7 @@ def test_a_real_engine_answers_behind_the_forced_text_as_the_policy_would(tmp_pa
         pairs = list(zip(respond(loop, requests, sampling), respond(loop, requests, sampling, budget), strict=True))
     finally:
         loop.close()
-        engine.close()
+        loop.engine.close()
     kinds = []
     model = load_model(path).eval()
     for request, (plain, budgeted) in zip(requests, pairs, strict=True):
