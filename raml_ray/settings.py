@@ -211,12 +211,12 @@ class VerifyConfig(Settings):
     (OpenCompass' use of math-verify), with its rounding and its boxes that merge."""
     num_workers: int = Field(2, ge=1)
     """Judge processes per node."""
-    cpu_seconds: float = Field(1.0, gt=0)
+    cpu_seconds: float = Field(0.6, gt=0)
     """CPU time that the kernel grants one item, seconds; more is the verdict `timeout`. Three times what the slowest of
-    a thousand ordinary answers takes on a busy machine."""
+    a thousand ordinary answers takes."""
     wall_seconds: float = Field(20.0, gt=0)
-    """Guard against a judge that sleeps instead of computing, seconds. Twenty times cpu_seconds, which nothing computes
-    for on a machine with fewer than twenty busy processes to a core: raise both together."""
+    """Guard against a judge that sleeps instead of computing, seconds. Thirty times cpu_seconds, which nothing computes
+    for on a machine with fewer than thirty busy processes to a core: raise both together."""
     max_answer_chars: int = Field(2000, ge=1)
     """A longer final answer is compared as a string only."""
     answer_pattern: str = ""

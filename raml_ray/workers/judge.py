@@ -43,7 +43,7 @@ class JudgePool:
     def __init__(
         self,
         num_workers: int = 2,
-        cpu_seconds: float = 1.0,
+        cpu_seconds: float = 0.6,
         wall_seconds: float = 20.0,
         max_answer_chars: int = 2000,
         memory_mib: int = 2048,

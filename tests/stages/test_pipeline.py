@@ -77,7 +77,7 @@ def test_a_finished_step_is_not_done_again_and_an_unfinished_one_is(config: Conf
 @pytest.mark.ray
 def test_other_settings_and_a_changed_file_are_refused_with_what_changed(config: Config, tmp_path: Path) -> None:
     pipeline.run(config)
-    with pytest.raises(ConfigError, match=r"verify.cpu_seconds: 1.0 -> 3.0\n.*--redo"):
+    with pytest.raises(ConfigError, match=r"verify.cpu_seconds: 0.6 -> 3.0\n.*--redo"):
         pipeline.run(override(config, {"verify.cpu_seconds": 3}))
     questions(tmp_path, [{"problem": "other", "answer": "1", "text": "\\boxed{1}"}])
     with pytest.raises(ConfigError, match=r"inputs.data.path: '[0-9a-f]{16}' -> '[0-9a-f]{16}'"):
