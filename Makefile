@@ -20,7 +20,7 @@ lint: setup     ## format, lint and type checks, of scripts and the image's reci
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/shellcheck deploy/*.sh .ci/run
+	.venv/bin/shellcheck deploy/*.sh deploy/slurm/raml.sbatch .ci/run
 	.venv/bin/hadolint docker/Dockerfile
 
 test: lint      ## all tests that need no GPU and kill nothing at random
