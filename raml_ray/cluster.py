@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 
 import ray
 import ray.data
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raml_ray.config import Config, ConfigError
 
 logger = logging.getLogger(__name__)
 
+ANYWHERE = PlacementGroupSchedulingStrategy(None)
+"""For tasks that ask for CPUs or GPUs: in a trial of a sweep Ray would put them into the trial's own placement group, which
+holds next to nothing, and refuse them."""
 # A learner and an engine alternate in GRPO; each holds a logical CPU for as long as it lives.
 FEWEST_CPUS = 3
 
@@ -76,7 +80,7 @@ def gpu_bytes(gpus: float, timeout_s: float) -> int:
 
     Raises: TimeoutError if none came free.
     """
-    asked = ray.remote(_gpu_bytes).options(num_cpus=0, num_gpus=gpus).remote()
+    asked = ray.remote(_gpu_bytes).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=ANYWHERE).remote()
     try:
         return int(ray.get(asked, timeout=timeout_s))
     except ray.exceptions.GetTimeoutError:

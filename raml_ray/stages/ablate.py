@@ -51,7 +51,7 @@ def run(config: Config) -> Folder:
             began = time.monotonic()
             pipeline.run_steps(sweep.config, sweep.shared(), folder, tracker)
             failed = _tuned(sweep, folder)
-            _note(folder, time.monotonic() - began)
+            _note(sweep, folder, time.monotonic() - began)
             reports = [step.name for step in sweep.config.steps if step.stage == "report"]
             pipeline.run_steps(sweep.config, reports, folder, tracker)
     finally:
@@ -77,8 +77,11 @@ def _keep(sweep: Sweep, folder: Folder) -> None:
     folder.write_json(SWEEP_FILE, written)
 
 
-def _note(folder: Folder, seconds: float) -> None:
-    """Add what this attempt took to those before it that came to their end."""
+def _note(sweep: Sweep, folder: Folder, seconds: float) -> None:
+    """Say which trials are whole, whichever attempt finished them, and what this attempt took."""
+    for trial in sweep.trials:
+        if _is_whole(trial, folder):
+            (folder / TRIALS / trial.name).write_json(RESULT, {"status": "finished", "error": None})
     before = folder.read_json(ATTEMPTS) if folder.exists(ATTEMPTS) else []
     folder.write_json(ATTEMPTS, [*before, {"seconds": round(seconds, 2)}])
 
@@ -118,8 +121,9 @@ def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
             logger.warning("trial %s failed: %s", name, failed[name])
         elif not _is_whole(trials[name], folder):
             logger.info("trial %s was stopped early", name)
-        status = "failed" if result.error else "finished" if _is_whole(trials[name], folder) else "stopped"
-        (folder / TRIALS / name).write_json(RESULT, {"status": status, "error": failed.get(name)})
+        if result.error or not _is_whole(trials[name], folder):
+            status = "failed" if result.error else "stopped"
+            (folder / TRIALS / name).write_json(RESULT, {"status": status, "error": failed.get(name)})
     return failed
 
 

@@ -22,7 +22,9 @@ def run(context: Context) -> Outcome:
     if config.base.kind == "random":
         return _random(context)
     cluster.check_fits({f"base.num_threads={config.base.num_threads}": (config.base.num_threads, 0)})
-    train = ray.remote(_train).options(num_cpus=config.base.num_threads, max_retries=2)
+    train = ray.remote(_train).options(
+        num_cpus=config.base.num_threads, max_retries=2, scheduling_strategy=cluster.ANYWHERE
+    )
     figures = ray.get(train.remote(config.miniature, config.base, config.seed, context.folder))
     # What was trained is what the metrics say: the last step is always logged.
     return Outcome(Counts(config.base.num_steps, int(read_metrics(context.folder)[-1]["step"])), figures)
@@ -60,9 +62,8 @@ def _random(context: Context) -> Outcome:
         for row in rows
     ]
     texts = [text for row in found for text in row]
-    figures = ray.get(
-        ray.remote(_fresh).remote(texts, context.config.base, context.config.seed, context.folder.file("policy"))
-    )
+    make = ray.remote(_fresh).options(scheduling_strategy=cluster.ANYWHERE)
+    figures = ray.get(make.remote(texts, context.config.base, context.config.seed, context.folder.file("policy")))
     textless = sum(1 for row in found if not row)
     return Outcome(Counts(len(rows), len(rows) - textless, textless), figures)
 

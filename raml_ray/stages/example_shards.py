@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from raml_ray import records
+from raml_ray import cluster, records
 from raml_ray.records import Rejected
 from raml_ray.settings import PromptConfig
 from raml_ray.storage import Folder
@@ -132,7 +132,7 @@ def write(
 
 def over(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], most: int) -> Iterator[Any]:
     """What the function returns of each call, in their order; at most `most` Ray tasks of a CPU each are under way."""
-    task = ray.remote(function).options(num_cpus=1)
+    task = ray.remote(function).options(num_cpus=1, scheduling_strategy=cluster.ANYWHERE)
     waiting: deque[Any] = deque()
     for call in calls:
         if len(waiting) == most:

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raml_ray.config import Config, ConfigError, Step, override
-from raml_ray.stages import ablate
+from raml_ray.stages import ablate, example_shards
 from tests.stages import contexts
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -62,3 +65,15 @@ def test_a_trial_that_fails_is_kept_by_name_and_the_others_are_done(cluster: Non
     assert json.loads((run / "trials" / "max_model_len_3" / "result.json").read_text())["status"] == "failed"
     assert (run / "evaluate_max_model_len_64" / "summary.json").exists()
     assert "max_model_len_3 (failed)" in (run / "report" / "report.html").read_text()
+
+
+def test_tasks_of_a_step_find_their_cpus_outside_the_placement_group_of_a_trial(cluster: None) -> None:
+    group = placement_group([{"CPU": 0.01}])
+    inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+
+    @ray.remote(num_cpus=0.01)
+    def trial() -> list[int]:
+        return list(example_shards.over(lambda number: 2 * number, [(1,), (2,)], 2))
+
+    assert ray.get(trial.options(scheduling_strategy=inside).remote(), timeout=60) == [2, 4]
+    remove_placement_group(group)
