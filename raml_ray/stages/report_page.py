@@ -82,15 +82,21 @@ def _head(run: Run, facts: Facts) -> str:
     stages = ", ".join(dict.fromkeys(step.stage for step in run.steps)) or "no finished step"
     return (
         f"<header>\n<h1>{escape(run.config.report.title)}</h1>\n"
-        f'<p class="lead">Run <code>{escape(run.config.name)}</code>, seed {run.config.seed}: {escape(stages)}.</p>\n'
+        f'<p class="lead">Run <code>{escape(run.config.name)}</code>, {_seeds(run)}: {escape(stages)}.</p>\n'
         "</header>\n"
     )
+
+
+def _seeds(run: Run) -> str:
+    """`seed 0`, or `seeds 1, 2, 3`."""
+    numbers = seeds(run) or [run.config.seed]
+    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _what_ran(run: Run, facts: Facts) -> str:
     versions = {name: version for step in run.steps for name, version in step.versions.items()}
     entries = {
-        "run": f"{run.config.name} (seed {run.config.seed})",
+        "run": f"{run.config.name} ({_seeds(run)})",
         "configuration": facts.fingerprint,
         "revision": facts.revision or "not in a git checkout",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or "no finished step",
@@ -140,15 +146,14 @@ def _summary(run: Run, claims: Sequence[Claim]) -> str:
 
 def _intervals(run: Run) -> str:
     """What the intervals are over, in words."""
-    numbers = seeds(run)
-    if len(numbers) < 2:
+    if len(seeds(run)) < 2:
         return (
-            f"One training seed ({', '.join(map(str, numbers)) or run.config.seed}): the intervals are over questions"
-            " (bootstrap of paired differences), not over training seeds, so another seed may fall outside them."
+            f"One training {_seeds(run)}: the intervals are over questions (bootstrap of paired differences), not over"
+            " training seeds, so another seed may fall outside them."
         )
     return (
-        f"Training seeds {', '.join(map(str, numbers))}: each comparison is paired within a seed, and the intervals are over"
-        " the seeds' differences (Student's t), where a comparison has several."
+        f"Training {_seeds(run)}: each comparison is paired within a seed, and the intervals are over the seeds' differences"
+        " (Student's t), where a comparison has several."
     )
 
 
@@ -177,9 +182,8 @@ def _counted(counts: Mapping[Outcome, int]) -> str:
 
 def _claim_line(claim: Claim) -> str:
     deciding = [one for one in claim.measurements if one.decides]
-    figures = "; ".join(
-        f"{escape(one.where if one.metric == PRIMARY else one.metric)}: {_difference(one)}" for one in deciding
-    )
+    by_set = len({one.where for one in deciding}) > 1 or PRIMARY in {one.metric for one in deciding}
+    figures = "; ".join(f"{escape(one.where if by_set else one.metric)}: {_difference(one)}" for one in deciding)
     if len(deciding) > 1:
         num_holding = sum(one.outcome is Outcome.HOLDS for one in deciding)
         level = f"intervals at {100 * deciding[0].level:.3g} %"

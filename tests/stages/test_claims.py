@@ -180,6 +180,7 @@ def test_the_page_says_what_the_intervals_are_over_and_which_claims_it_does_not_
     decided(config)
     html = (folder_of(config) / "page").read_text("report.html")
     assert "Training seeds 1, 2, 3" in html and "One training seed" not in html
+    assert "Run <code>demo</code>, seeds 1, 2, 3" in html
     left_out = re.search(r"claims that this run does not ask.*?</details>", html, re.DOTALL)
     assert left_out and "raml ablate miniature_sft_trajectories" in left_out[0]
     assert "SFT is better than base" not in left_out[0]
