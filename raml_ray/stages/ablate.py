@@ -18,10 +18,11 @@ from ray import tune
 from raml_ray import cluster, stopping, storage
 from raml_ray.config import Config, ConfigError, dump, fingerprint, load
 from raml_ray.metrics_file import MetricsTail
+from raml_ray.provenance import without_secrets
 from raml_ray.settings import AblateConfig
 from raml_ray.stages import early_stopping, pipeline
 from raml_ray.stages.needs import asked as needs_of
-from raml_ray.stages.sweep import ATTEMPTS, SWEEP_FILE, Sweep, Trial, expanded
+from raml_ray.stages.sweep import ATTEMPTS, PRESET_FILE, SWEEP_FILE, Sweep, Trial, expanded
 from raml_ray.storage import SUMMARY, Folder
 from raml_ray.tracking import Tracker
 from raml_ray.tracking_commands import TrialPlace
@@ -45,6 +46,7 @@ def run(config: Config) -> Folder:
     early_stopping.check(sweep, config.ablate)
     folder = storage.run_folder(config.root, config.name)
     _keep(sweep, folder)
+    folder.write_text(PRESET_FILE, without_secrets(dump(config)) + "\n")
     tracker = Tracker(sweep.config, folder)
     try:
         with cluster.connected(sweep.config), stopping.on_sigterm(config.cluster.stop_timeout_s):
@@ -105,7 +107,12 @@ def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
     results = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, payload=payload), {"CPU": TRIAL_CPUS}),
         param_space={"trial": tune.grid_search(list(trials))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, scheduler=_scheduler(settings)),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=at_once,
+            scheduler=_scheduler(settings),
+            # A process that has ended its trial takes the next one; one that was stopped amid its steps cannot.
+            reuse_actors=settings.scheduler == "none",
+        ),
         run_config=tune.RunConfig(
             # A name per set of trials that are left: what is finished stands in the steps' folders, nowhere else.
             name=fingerprint(sorted(trials)),

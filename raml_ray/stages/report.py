@@ -23,16 +23,18 @@ from raml_ray.stages.report_outcomes import Claim
 from raml_ray.stages.report_page import Facts, page
 from raml_ray.stages.report_seeds import over_seeds
 from raml_ray.stages.report_sweep import swept
+from raml_ray.stages.sweep import PRESET_FILE
 from raml_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
-COMMAND = "raml run config.json"
+COMMAND, SWEEP_COMMAND = "raml run config.json", f"raml ablate ../{PRESET_FILE}"
 
 
 def run(context: Context) -> Outcome:
-    found = build(context.run, context.whole, context.folder)
+    command = SWEEP_COMMAND if context.run.exists(PRESET_FILE) else COMMAND
+    found = build(context.run, context.whole, context.folder, command=command)
     drawn = tuple(f"figures/{name}" for name in (context.folder / "figures").names())
     return Outcome(Counts(found["num_steps"], found["num_steps"]), found, artifacts=(PAGE, *drawn))
 

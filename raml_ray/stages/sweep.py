@@ -16,6 +16,8 @@ from raml_ray.stages.context import READS
 
 SWEEP_FILE = "sweep.json"
 """In the run's folder: the trials, and which of the run's steps are whose."""
+PRESET_FILE = "preset.json"
+"""Beside it: the configuration as it was given, which makes the same sweep again."""
 ATTEMPTS = "attempts.json"
 """Beside it: the seconds of every attempt that came to its end."""
 GRID = re.compile(r"grid\((.*)\)", re.DOTALL)

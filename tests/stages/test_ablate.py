@@ -8,7 +8,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raml_ray.config import Config, ConfigError, Step, override
+from raml_ray.config import Config, ConfigError, Step, load, override
 from raml_ray.stages import ablate, example_shards
 from tests.stages import contexts
 
@@ -50,6 +50,8 @@ def test_a_sweep_shares_what_it_can_names_what_failed_and_goes_on(cluster: None,
     results = {t["name"]: (folder / "trials" / t["name"]).read_json("result.json") for t in trials}
     assert {result["status"] for result in results.values()} == {"finished"}
     assert "<h2>Sweep</h2>" in (folder / "report").read_text("report.html")
+    assert load(folder.read_text("preset.json"), "preset.json") == config
+    assert "raml ablate ../preset.json" in (folder / "report").read_text("report.html")
     before = {name: Path(folder.file(f"{name}/summary.json")).stat().st_mtime for name in ("generate", "evaluate_k_1")}
     ablate.run(config)  # finished: nothing is done again
     assert before == {name: Path(folder.file(f"{name}/summary.json")).stat().st_mtime for name in before}
