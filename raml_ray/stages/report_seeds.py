@@ -4,13 +4,12 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from scipy import stats
 
 from raml_ray.formulas.metrics import Interval
 from raml_ray.stages.claims import answered
-from raml_ray.stages.report_data import Run, labelled
+from raml_ray.stages.report_data import Run, StepResult, labelled
 from raml_ray.stages.report_outcomes import MIN_SEEDS, Claim, Measurement, Outcome
 
 COMPARED = ("evaluate", "analyze", "grpo")
@@ -48,7 +47,7 @@ def over_seeds(run: Run, found_in: Callable[[Run], Sequence[Claim]]) -> list[Cla
     return [_pooled(claims) for claims in by_claim.values()]
 
 
-def _has_seed(step: Any) -> bool:
+def _has_seed(step: StepResult) -> bool:
     return step.settings.get("seed") is not None
 
 
