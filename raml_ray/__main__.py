@@ -4,17 +4,14 @@ import argparse
 import json
 import logging
 import os
-import re
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from raml_ray import __version__, environment, presets, rehearsal, reproductions
-from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, flatten, override
-from raml_ray.paper_choices import Choice, not_stated
-from raml_ray.settings import Settings
+from raml_ray import __version__, environment, presets, rehearsal, reproductions, showing
+from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, override
 
 logger = logging.getLogger("raml_ray")
 
@@ -60,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("words", nargs="+", metavar="FOLDER | PRESET [name=value]")
     status.add_argument("--json", action="store_true", help="as JSON")
     status.add_argument("--watch", action="store_true", help="again every two seconds, until it is interrupted")
+    plan = commands.add_parser("plan", help="what a preset will take: steps, memory, tokens, hours, storage")
+    plan.add_argument("words", nargs="+", metavar="PRESET [name=value]")
+    plan.add_argument(
+        "--gpus", default="8xH100", metavar="NxNAME", help="devices that it is to run on (default 8xH100)"
+    )
+    plan.add_argument("--response", type=float, default=0.5, help="mean over longest response (default 0.5)")
     show = commands.add_parser("show", help="print a preset's settings as JSON")
     show.add_argument("words", nargs="+", metavar="PRESET [name=value]")
     show.add_argument(
@@ -128,11 +131,14 @@ def _command(options: argparse.Namespace) -> int:
     if options.command == "reproduce":
         return reproduce(options.words, quick=options.quick, rehearse=options.rehearse, dry_run=options.dry_run)
     config = presets.from_words(options.words)
+    if options.command == "plan":
+        sys.stdout.write(showing.plan(config, options.gpus, options.response))
+        return 0
     if options.command == "show" and options.unstated:
-        sys.stdout.write(unstated(options.words[0], config))
+        sys.stdout.write(showing.unstated(options.words[0], config))
         return 0
     if options.command == "show":
-        sys.stdout.write((describe(config) if options.describe else dump(config)) + "\n")
+        sys.stdout.write((showing.describe(config) if options.describe else dump(config)) + "\n")
         return 0
     if (config.ablate.space or config.ablate.grids) and not options.words[0].endswith(".json"):
         raise ConfigError(f"{options.words[0]} is a sweep: raml ablate {' '.join(options.words)}")
@@ -250,44 +256,6 @@ def status(words: Sequence[str], *, as_json: bool, watch: bool) -> int:
             return 0
         time.sleep(2)
         sys.stdout.write("\n")
-
-
-def unstated(name: str, config: Config) -> str:
-    """What decides the preset's results and is not stated in the paper: chosen for a reason, or at our default."""
-    chosen = presets.of_paper(name).choices
-    lines = list(not_stated(chosen))
-    lines.append("\nAt this project's defaults, since neither the paper nor its code speaks of them:")
-    lines += [f"{setting} = {value!r}" for setting, value in at_default(config, chosen)]
-    return "\n".join(lines) + "\n"
-
-
-def at_default(config: Config, chosen: Sequence[Choice]) -> Iterator[tuple[str, object]]:
-    """The settings that decide what the steps make, of which none of the choices speaks."""
-    from raml_ray.stages.context import deciding
-
-    named = {re.sub(r"^steps\.\w+\.", "", choice.setting) for choice in chosen}
-    found: dict[str, object] = {}
-    for step in config.steps:
-        found |= deciding(config.for_step(step.name), step.stage)
-    for setting, value in sorted(found.items()):
-        if setting not in named and not setting.startswith(("miniature.", "report.", "data.columns", "data.texts")):
-            yield setting, value
-
-
-def describe(config: Config) -> str:
-    """One line per setting: its dotted name, its value, and what it means."""
-    meanings = _meanings(type(config))
-    return "\n".join(f"{name} = {value!r}\n    {meanings[name]}" for name, value in flatten(config).items())
-
-
-def _meanings(node: type[Settings], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, field in node.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            found |= _meanings(field.annotation, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = " ".join((field.description or "").split())
-    return found
 
 
 if __name__ == "__main__":

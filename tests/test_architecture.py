@@ -29,6 +29,7 @@ LAYERS = {
     "presets_figures": {"config", "text", "paper_choices", "presets_paper"},
     "paper_choices": {"text"},
     "rehearsal": {"config", "text"},
+    "showing": {"config", "settings", "paper_choices", "presets", "formulas", "stages"},
     "reproductions": {"config"},
     "environment": set(),
     "storage": {"records", "config"},
@@ -67,7 +68,7 @@ LAYERS = {
     "doctor": {"cluster", "config", "environment", "storage", "tracking", "provenance", "workers"},
     "__main__": {
         "presets",
-        "paper_choices",
+        "showing",
         "rehearsal",
         "reproductions",
         "environment",

@@ -1,0 +1,284 @@
+"""What a run will take, before it is started: steps, memory per device, tokens, hours and storage.   -> text
+
+Nothing is started and nothing fetched. What is not known (how long responses are, how many are correct, how well an
+implementation uses a device) is assumed, said, and can be given.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from raml_ray import recipes
+from raml_ray.config import Config, ConfigError, Step
+from raml_ray.formulas import architecture, cost, memory
+from raml_ray.formulas.architecture import Architecture, Passes
+from raml_ray.formulas.cost import Device
+from raml_ray.settings import EvaluateConfig, GenerateConfig
+from raml_ray.stages import needs, room
+from raml_ray.stages.plan_sizes import questions_in, texts_in
+from raml_ray.workers import policy
+
+GIB = 2**30
+BYTES_PER_TOKEN = 12
+"""On disk, of a sampled token: its id, its log-probability and its text, compressed."""
+EXACT_ANSWER_TOKENS = 16
+"""Of what the probe grows at a position: the suffix and the beginnings of its answers."""
+
+
+class Assumed(NamedTuple):
+    """What a plan has to take for granted."""
+
+    devices: int
+    device: Device
+    response: float = 0.5
+    """Length of the mean response over the longest that is allowed."""
+    correct: float = 0.7
+    """Share of trajectories that are correct, where nothing is known of them."""
+
+
+class Line(NamedTuple):
+    """One step of the plan."""
+
+    step: str
+    stage: str
+    work: str
+    """How many of what: `1,836 steps`."""
+    memory: float | None
+    """Bytes of a device; None: not estimated."""
+    parts: str
+    """What that memory is of."""
+    tokens: float
+    hours: float | None
+    """None: not estimated."""
+    storage: float
+    """Bytes."""
+    is_too_large: bool = False
+
+
+def plan(config: Config, assumed: Assumed) -> list[Line]:
+    """A line for every step. Raises: ConfigError if a policy's architecture cannot be known here."""
+    return [_line(config, step, assumed) for step in config.steps]
+
+
+def _line(whole: Config, step: Step, assumed: Assumed) -> Line:
+    config = whole.for_step(step.name)
+    match step.stage:
+        case "generate" if config.generate.source != "policy":
+            count = texts_in(config.data) or questions_in(config.data, config.miniature) * config.generate.num_samples
+            return Line(step.name, step.stage, f"{count:,} texts", None, "", 0, None, 0)
+        case "generate":
+            asked = questions_in(config.data, config.miniature)
+            return _sampling(whole, config, step, asked, config.generate, assumed)
+        case "evaluate":
+            sets = [config.data.model_copy(update={"path": path, "limit": 0}) for path in config.evaluate.sets.values()]
+            asked = sum(min(questions_in(data, config.miniature), config.evaluate.limit or 2**31) for data in sets)
+            return _sampling(whole, config, step, asked, config.evaluate, assumed)
+        case "sft":
+            return _sft(whole, config, step, assumed)
+        case "grpo":
+            return _grpo(whole, config, step, assumed)
+        case "analyze" if config.analyze.instrument == "lhat":
+            return _lhat(whole, config, step, assumed)
+    return Line(step.name, step.stage, "-", None, "", 0, None, 0)
+
+
+def architecture_of(whole: Config, step: Step) -> Architecture:
+    """Of the policy that the step starts from: the miniature's, a folder's, or a known name's.
+
+    Raises: ConfigError if it is none of these.
+    """
+    while step.policy:
+        step = whole.step(step.policy)
+    config = whole.for_step(step.name)
+    if step.stage == "base":
+        base = config.base
+        size = base.vocab_size if base.kind == "random" else 512
+        shape = (base.num_layers, base.hidden_size, base.intermediate_size, base.num_heads, base.num_kv_heads)
+        return Architecture("qwen2", *shape, base.hidden_size // base.num_heads, size, True, True, False)
+    path = config.policy.path
+    made = architecture.published(path)
+    if made is None:
+        try:
+            made = architecture.of(policy.load_config(path).to_dict())
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"step {step.name!r}: what policy.path={path!r} is made of is not known here: {error}"
+            ) from None
+    if made is None:
+        raise ConfigError(f"step {step.name!r}: the architecture of policy.path={path!r} is not one that is estimated")
+    return made
+
+
+def _sampling(
+    whole: Config, config: Config, step: Step, asked: int, settings: GenerateConfig | EvaluateConfig, assumed: Assumed
+) -> Line:
+    made, length = architecture_of(whole, step), assumed.response * settings.max_tokens
+    if settings.thinking_budget:
+        length = min(length, settings.thinking_budget + settings.budget_answer_tokens)
+    tokens = asked * settings.num_samples * length
+    engines = settings.num_engines if isinstance(settings.num_engines, int) else settings.num_engines[1]
+    at_once = max(1, min(engines, assumed.devices // _gpus(config)))
+    held = _held(config, made, length, assumed)
+    needed, parts = _engine_memory(config, made, length, held)
+    hours = _decoding(config, made, tokens / at_once, length, assumed) if held else None
+    work = f"{asked:,} questions x {settings.num_samples}"
+    return Line(step.name, step.stage, work, needed, parts, tokens, hours, tokens * BYTES_PER_TOKEN, not held)
+
+
+def _gpus(config: Config) -> int:
+    return max(1, math.ceil(config.engine.gpus_per_engine))
+
+
+def _held(config: Config, made: Architecture, length: float, assumed: Assumed) -> int:
+    """Sequences of half their length, which is the mean over time, that an engine holds at once."""
+    return cost.sequences(made, length / 2, assumed.device, _gpus(config), config.engine.max_num_seqs)
+
+
+def _engine_memory(config: Config, made: Architecture, length: float, held: int) -> tuple[float, str]:
+    weights = 2 * made.num_parameters / _gpus(config)
+    keys = held * length / 2 * cost.kv_bytes(made) / _gpus(config)
+    return weights + keys, f"weights {weights / GIB:.3g}, keys and values of {held} sequences {keys / GIB:.3g}"
+
+
+def _decoding(config: Config, made: Architecture, tokens: float, length: float, assumed: Assumed) -> float | None:
+    """Hours of one engine; None where it computes on CPU, of which no data sheet is here."""
+    if not config.engine.gpus_per_engine:
+        return None
+    most = config.engine.max_num_seqs
+    return cost.decoding_seconds(made, tokens, length / 2, assumed.device, _gpus(config), most) / 3600
+
+
+def _learning(config: Config, made: Architecture, longest: room.Longest, assumed: Assumed) -> tuple[int, str, bool]:
+    """Memory of a learner, of what, and whether it is more than a device has."""
+    on_host = not config.train.gpus_per_worker
+    has_reference = config.grpo.kl_coefficient > 0 and longest.setting != "sft.max_length"
+    split = room.split_of(config.train, made)._replace(reference=has_reference)
+    asked = memory.estimate(made, split, room.tokens_of_a_pass(config.train, longest), on_host=on_host)
+    parts = str(asked).partition("(")[2].rstrip(")")
+    return asked.total, parts, not on_host and asked.total > assumed.device.num_bytes
+
+
+def _update_hours(config: Config, made: Architecture, examples: float, length: float, assumed: Assumed) -> float | None:
+    if not config.train.gpus_per_worker:
+        return None
+    learned = Passes(round(examples * length), round(examples * length), round(examples * length * (length + 1) / 2))
+    flops = architecture.model_flops(made, Passes(), learned) * (4 / 3 if config.train.activation_checkpointing else 1)
+    ranks = min(config.train.num_workers, assumed.devices)
+    return cost.seconds(flops, assumed.device, ranks) / 3600
+
+
+def _kept(config: Config, made: Architecture) -> float:
+    """Bytes of the checkpoints (weights and two moments) and of the policy."""
+    size = 4 if config.train.dtype == "float32" else 2
+    return made.num_parameters * (12 * config.train.keep_checkpoints + size)
+
+
+def _sft(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
+    made, sft = architecture_of(whole, step), config.sft
+    examples = sum(_correct_behind(whole, name, assumed) for name in step.data) * sft.num_epochs
+    steps = min(math.ceil(examples / sft.batch_size), sft.max_steps or 2**31)
+    length = assumed.response * sft.max_length
+    held_bytes, parts, is_too_large = _learning(
+        config, made, room.Longest("sft.max_length", sft.max_length, sft.batch_size), assumed
+    )
+    hours = _update_hours(config, made, steps * sft.batch_size, length, assumed)
+    tokens = steps * sft.batch_size * length
+    return Line(
+        step.name,
+        "sft",
+        f"{steps:,} steps",
+        held_bytes,
+        parts,
+        tokens,
+        hours,
+        tokens * 4 + _kept(config, made),
+        is_too_large,
+    )
+
+
+def _correct_behind(whole: Config, name: str, assumed: Assumed) -> float:
+    """Correct trajectories that a step's data holds."""
+    step = whole.step(name)
+    if step.stage == "verify":
+        return sum(_correct_behind(whole, each, assumed) for each in step.data)
+    config = whole.for_step(name)
+    if known := texts_in(config.data, correct=True):
+        return known
+    return questions_in(config.data, config.miniature) * config.generate.num_samples * assumed.correct
+
+
+def _grpo(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
+    made, grpo = architecture_of(whole, step), config.grpo
+    asked, length = recipes.questions_of_a_step(grpo), assumed.response * grpo.max_tokens
+    updated = asked * grpo.num_updated
+    longest = room.Longest("engine.max_model_len", config.engine.max_model_len, updated)
+    held_bytes, parts, is_too_large = _learning(config, made, longest, assumed)
+    tokens = float(grpo.num_steps * asked * grpo.num_trajectories * length)
+    held = _held(config, made, length, assumed)
+    sampling = _decoding(config, made, tokens / grpo.num_engines, length, assumed) if held else None
+    update = _update_hours(config, made, grpo.num_steps * updated, length, assumed)
+    hours = None
+    if sampling is not None and update is not None:
+        hours = max(sampling, update) if grpo.max_staleness else sampling + update
+    work = f"{grpo.num_steps:,} versions x {asked:,} x {grpo.num_trajectories}"
+    return Line(
+        step.name, "grpo", work, held_bytes, parts, tokens, hours, _kept(config, made), is_too_large or not held
+    )
+
+
+def _lhat(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
+    made, settings = architecture_of(whole, step), config.analyze
+    trajectories = settings.num_questions * (settings.num_correct + settings.num_wrong)
+    behind = whole.step(step.data[0])
+    while behind.stage == "verify":
+        behind = whole.step(behind.data[0])
+    sampled = whole.for_step(behind.name)
+    longest = sampled.evaluate.max_tokens if behind.stage == "evaluate" else sampled.generate.max_tokens
+    length = assumed.response * longest
+    grown = length / settings.stride * EXACT_ANSWER_TOKENS * (1 + config.lhat.num_foils)
+    passes = Passes(round(length + grown), round(grown), round(length**2 / 2 + grown * length / 2))
+    flops = trajectories * architecture.model_flops(made, passes, Passes())
+    devices = max(1, settings.num_workers * settings.gpus_per_policy)
+    held = 2 * made.num_parameters / settings.gpus_per_policy + settings.probe_memory_mib * 2**20
+    on_gpus = settings.gpus_per_worker > 0
+    hours = cost.seconds(flops, assumed.device, devices) / 3600 if on_gpus else None
+    tokens, is_too_large = trajectories * (length + grown), on_gpus and held > assumed.device.num_bytes
+    parts = "weights, and analyze.probe_memory_mib"
+    return Line(step.name, "lhat", f"{trajectories} trajectories", held, parts, tokens, hours, 0, is_too_large)
+
+
+def told(config: Config, assumed: Assumed) -> Iterator[str]:
+    """The plan as text, line by line, with the formulas that it is made with."""
+    lines, on = plan(config, assumed), assumed.device
+    size = f"{on.num_bytes / 1e9:.0f} GB, {on.bandwidth / 1e12:g} TB/s, {on.flops / 1e12:.0f} TFLOPS"
+    yield f"{config.name} on {assumed.devices} x {on.name} ({size})"
+    for line in lines:
+        yield _row(line.step, line.stage, line.work, line.tokens, line.hours, line.storage)
+        if line.memory is not None:
+            verdict = "  DOES NOT FIT" if line.is_too_large else ""
+            yield f"{'':<26} a device holds {line.memory / GIB:.3g} GiB ({line.parts}){verdict}"
+        if (asked := _asked(config, line)) > assumed.devices:
+            yield f"{'':<26} ASKS FOR {asked:g} DEVICES"
+    hours = sum(line.hours or 0 for line in lines)
+    tokens, storage = sum(line.tokens for line in lines), sum(line.storage for line in lines)
+    yield _row("together", "", "", tokens, hours, storage)
+    yield from ("", *ASSUMED.format(assumed=assumed, cost=cost).splitlines())
+    for document in (memory.__doc__, cost.__doc__):
+        yield from ("", (document or "").strip())
+
+
+ASSUMED = """\
+Assumed: a response has {assumed.response:g} of its longest length; {assumed.correct:g} of them are correct where that is not known; engines
+reach {cost.BANDWIDTH_SHARE:g} of a device's memory bandwidth and {cost.FLOPS_SHARE:g} of its operations, learners {cost.FLOPS_SHARE:g}. Hours are of the work alone, one step after
+the other: no start of engines, no judging, no weight sync. `-` is not estimated: what computes on CPU, instruments but lhat."""
+
+
+def _row(step: str, stage: str, work: str, tokens: float, hours: float | None, storage: float) -> str:
+    time = "-" if hours is None else f"{hours:,.2f} h"
+    return f"{step:<26} {stage:<9} {work:<28} {tokens:>9.3g} tokens {time:>12} {storage / GIB:>9.2f} GiB on disk"
+
+
+def _asked(config: Config, line: Line) -> float:
+    """GPUs that the step starts with."""
+    own = config.for_step(line.step)
+    return sum(gpus for _, gpus in needs.asked(own, config.step(line.step).stage).values())
