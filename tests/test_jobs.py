@@ -18,6 +18,12 @@ from typing import NamedTuple
 
 import pytest
 
+from raml_ray import presets
+from raml_ray.formulas import cost
+from raml_ray.metrics_file import read_metrics
+from raml_ray.stages import plan
+from raml_ray.storage import Folder
+
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -105,6 +111,11 @@ def test_submitted_jobs_run_their_stages_on_the_cluster(head: Head, tmp_path: Pa
     summary = json.loads((tmp_path / "smoke" / "grpo_zero" / "summary.json").read_text())
     assert summary["figures"]["grpo/versions"] == 2
     assert summary["figures"]["grpo/sync_max_error"] < 1e-4
+    # What `raml plan` says of a learner's memory, against what it held.
+    planned = {line.step: line for line in plan.plan(presets.smoke(), plan.Assumed(1, cost.device("H100")))}
+    estimated = planned["grpo_zero"].memory
+    held = max(row["learner/peak_memory_gib"] for row in read_metrics(Folder(str(tmp_path / "smoke" / "grpo_zero"))))
+    assert estimated is not None and 0.5 < estimated / 2**30 / held < 2
 
 
 @pytest.mark.ray

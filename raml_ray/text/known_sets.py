@@ -43,7 +43,7 @@ class KnownSet(NamedTuple):
     """Its name in a mirror, where that is another set's."""
 
 
-MATH500 = KnownSet("HuggingFaceH4/MATH-500", "test", columns=(*PLAIN, ("level", "level")), num_rows=(500,))
+MATH500 = KnownSet("HuggingFaceH4/MATH-500", "test", num_rows=(500,))
 AIME24 = KnownSet("HuggingFaceH4/aime_2024", num_rows=(30,))
 AIME25 = KnownSet("opencompass/AIME2025", "test", columns=ASKED, num_rows=(15,))
 HARD = KnownSet("opencompass/LiveMathBench", "test", columns=ASKED, num_rows=(42, 45))
@@ -63,7 +63,9 @@ KNOWN = {
     "aime25-ii": AIME25._replace(subset="AIME2025-II"),
     "aime25": KnownSet("", parts=("aime25-i", "aime25-ii")),
     "math500": MATH500,
-    "math500-level5": MATH500._replace(level=5, num_of_level=134, mirrored_as="math500"),
+    "math500-level5": MATH500._replace(
+        columns=(*PLAIN, ("level", "level")), level=5, num_of_level=134, mirrored_as="math500"
+    ),
     "livemathbench-hard-en": HARD._replace(subset="v202412_hard_en"),
     "livemathbench-hard-cn": HARD._replace(subset="v202412_hard_cn"),
     "livemathbench-hard": KnownSet("", parts=("livemathbench-hard-en", "livemathbench-hard-cn")),

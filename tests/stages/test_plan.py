@@ -1,0 +1,81 @@
+"""What a run will take, said before it starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raml_ray import presets
+from raml_ray.__main__ import main
+from raml_ray.config import ConfigError, override
+from raml_ray.formulas import cost
+from raml_ray.settings import DataConfig, MiniatureConfig
+from raml_ray.stages import plan, plan_sizes
+from raml_ray.stages.plan import Assumed, Line
+
+EIGHT = Assumed(8, cost.device("H100"))
+
+
+def lines(name: str, **settings: object) -> dict[str, Line]:
+    changes = {setting.replace("__", "."): value for setting, value in settings.items()}
+    return {line.step: line for line in plan.plan(override(presets.by_name(name), changes), EIGHT)}
+
+
+@pytest.mark.parametrize(
+    ("path", "count"),
+    [
+        ("paper:aime25", 30),
+        ("paper:aime24-four", 4),
+        ("paper:math500-level5", 134),
+        ("paper:livemathbench-hard", 90),
+        ("paper:orz-math", 39_000),
+        ("miniature:in_domain", 60),
+    ],
+)
+def test_a_known_set_is_counted_without_being_read(path: str, count: int) -> None:
+    assert plan_sizes.questions_in(DataConfig(path=path), MiniatureConfig()) == count
+    assert plan_sizes.questions_in(DataConfig(path=path, limit=3), MiniatureConfig()) == 3
+
+
+def test_a_file_is_counted_and_a_set_elsewhere_has_to_be_told(tmp_path: Path) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text("".join(json.dumps({"problem": f"{i}?", "answer": "1"}) + "\n" for i in range(5)))
+    assert plan_sizes.questions_in(DataConfig(path=str(file)), MiniatureConfig()) == 5
+    with pytest.raises(ConfigError, match=r"'hf:a/b' has is not known .* set data\.limit"):
+        plan_sizes.questions_in(DataConfig(path="hf:a/b"), MiniatureConfig())
+
+
+def test_sft_has_the_papers_steps_and_grpo_the_papers_tokens() -> None:
+    found = lines("paper_grpo_cold")
+    assert found["sft_distill"].work == "2,149 steps"  # 550,000 examples in batches of 256
+    assert found["sft_distill"].tokens == 2149 * 256 * 19456 / 2
+    assert found["grpo_cold"].tokens == 38 * 1024 * 16 * 16384 / 2
+    assert not any(line.is_too_large for line in found.values())
+
+
+def test_what_a_device_has_no_room_for_is_said() -> None:
+    assert lines("paper_sft_distill", train__num_workers=1)["sft_distill"].is_too_large
+    assert lines("paper_fig3_qwq")["lhat_qwq"].is_too_large is False
+    whole = lines("paper_fig3_qwq", analyze__gpus_per_policy=1, analyze__gpus_per_worker=1)
+    assert whole["lhat_qwq"].is_too_large  # 32B parameters in 2 bytes on 80 GB, and 16 GiB for the probe
+
+
+def test_a_cut_thought_is_no_longer_than_its_budget() -> None:
+    found = lines("paper_fig11_budgets")
+    assert found["evaluate_budget_1024"].tokens == (30 + 134 + 45) * 16 * (1024 + 64)
+
+
+def test_the_page_says_where_devices_are_missing_and_with_which_formulas(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "paper_grpo_zero", "--gpus", "8xH100"]) == 0
+    page = capsys.readouterr().out
+    assert "ASKS FOR 16 DEVICES" in page
+    assert "weights      4 P / R" in page and "(2 P + B c M) / (R w e_w)" in page
+    assert main(["plan", "paper_grpo_zero", "--gpus", "16xH100"]) == 0
+    assert "ASKS FOR" not in capsys.readouterr().out
+    for words in (["--gpus", "8xH1000"], ["--gpus", "8"], ["--response", "2"]):
+        assert main(["plan", "smoke", *words]) == 2
+
+
+def test_every_preset_can_be_planned() -> None:
+    for name in presets.PRESETS:
+        assert plan.plan(presets.by_name(name), EIGHT)
