@@ -57,7 +57,9 @@ def at_default(config: Config, chosen: Sequence[Choice]) -> Iterator[tuple[str, 
     named = {re.sub(r"^steps\.\w+\.", "", choice.setting) for choice in chosen}
     found: dict[str, object] = {}
     for step in config.steps:
-        found |= deciding(config.for_step(step.name), step.stage)
+        own = config.for_step(step.name)
+        if step.stage != "generate" or own.generate.source == "policy":  # what is taken over was sampled elsewhere
+            found |= deciding(own, step.stage)
     for setting, value in sorted(found.items()):
         if setting not in named and not setting.startswith(("miniature.", "report.", "data.columns", "data.texts")):
             yield setting, value

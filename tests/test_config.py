@@ -138,7 +138,7 @@ def test_a_setting_with_a_group_name_and_one_without_flatten_to_dotted_names() -
 
 
 def test_every_setting_says_what_it_means_or_has_a_name_that_does() -> None:
-    from raml_ray.__main__ import describe
+    from raml_ray.showing import describe
 
     for entry in describe(presets.miniature()).split("\n    ")[1:]:
         assert "None" not in entry.split("\n")[0]

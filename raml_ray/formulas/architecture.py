@@ -143,7 +143,11 @@ def _qwen2(*sizes: int, is_tied: bool = False) -> Architecture:
 
 
 QWEN_32B = _qwen2(64, 5120, 27648, 40, 8, 152064)
-PUBLISHED = {
+TUNED_FROM_QWEN_32B = (
+    *("DAPO-Qwen-32B", "Sky-T1-32B-Preview", "Sky-T1-32B-Flash", "LIMO", "Bespoke-Stratos-32B", "s1.1-32B"),
+    *("DeepSeek-R1-Distill-Qwen-32B", "Light-R1-32B", "OpenThinker-32B", "OpenThinker2-32B", "QwQ-32B"),
+)
+PUBLISHED = dict.fromkeys(TUNED_FROM_QWEN_32B, QWEN_32B) | {
     "Qwen2.5-0.5B": _qwen2(24, 896, 4864, 14, 2, 151936, is_tied=True),
     "Qwen2.5-1.5B": _qwen2(28, 1536, 8960, 12, 2, 151936, is_tied=True),
     "Qwen2.5-Math-1.5B": _qwen2(28, 1536, 8960, 12, 2, 151936, is_tied=True),
@@ -153,7 +157,6 @@ PUBLISHED = {
     "Qwen2.5-72B": _qwen2(80, 8192, 29568, 64, 8, 152064),
     "Qwen2.5-Math-72B": _qwen2(80, 8192, 29568, 64, 8, 152064),
     "DeepSeek-R1-Distill-Qwen-14B": _qwen2(48, 5120, 13824, 40, 8, 152064),
-    "QwQ-32B": QWEN_32B,
     "Qwen3-32B": Architecture("qwen3", 64, 5120, 25600, 64, 8, 128, 151936, False, False, False),
 }
 """Policies by the last part of their hub names, for a plan that is made where the hub is not reached."""
