@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from raml_ray import presets
+from raml_ray.config import Config, ConfigError, override
+from raml_ray.stages import needs
 from raml_ray.workers import policy, spread
 from tests.stages import contexts
 
@@ -32,3 +35,30 @@ def test_every_parameter_has_its_place_and_a_policy_read_that_way_computes_the_s
     placed = policy.load_model(path, device_map=dict.fromkeys(places, "cpu")).eval()
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(placed(input_ids=ids).logits, whole(input_ids=ids).logits)
+
+
+SPREAD = {"analyze.gpus_per_policy": 2, "analyze.gpus_per_worker": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"analyze.gpus_per_worker": 2}, "set analyze.gpus_per_policy=2 to spread it"),
+        ({"analyze.gpus_per_policy": 2}, "set analyze.gpus_per_worker=2"),
+        (SPREAD | {"analyze.instrument": "pseudo_update"}, "pseudo-updates .* on one device"),
+        (SPREAD | {"analyze.instrument": "landscape"}, "landscape.planes=update"),
+    ],
+)
+def test_gpus_that_would_lie_idle_or_hold_too_little_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(Config(), settings)
+
+
+def test_instruments_that_read_no_layers_inside_may_be_spread() -> None:
+    for more in ({}, {"analyze.instrument": "landscape", "landscape.planes": ["random"]}):
+        assert override(Config(), SPREAD | more).analyze.gpus_per_policy == 2
+
+
+def test_a_spread_policy_asks_the_cluster_for_all_its_gpus() -> None:
+    config = presets.by_name("paper_fig3_qwq").for_step("lhat_qwq")
+    assert sum(gpus for _, gpus in needs.asked(config, "analyze").values()) == 2
