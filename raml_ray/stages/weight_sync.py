@@ -5,8 +5,10 @@ import faulthandler
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
@@ -35,6 +37,7 @@ class ObjectStoreSync:
         self._pool, self._learner, self._config, self._asked = pool, learner, config, asked
         self._sent: list[Bucket] = []
         self._scratch = weights.Scratch()
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="checksum")
 
     def send(self, version: int, probe: Probe | None, patience_s: float) -> dict[str, float]:
         began = time.perf_counter()
@@ -47,8 +50,7 @@ class ObjectStoreSync:
         most = round(self._config.grpo.sync_bucket_mib * 2**20)
         # Held until the next sync: the pool may still be reading them.
         self._sent = [
-            Bucket(ray.put(flat), layout, weights.checksum(flat, layout))
-            for flat, layout in weights.buckets(tensors, dtype, most, self._scratch)
+            self._bucket(flat, layout) for flat, layout in weights.buckets(tensors, dtype, most, self._scratch)
         ]
         gathered = time.perf_counter()
         load_s: float = self._asked(
@@ -63,6 +65,11 @@ class ObjectStoreSync:
             "grpo/sync_mib": num_bytes / 2**20,
             "grpo/sync_gb_per_s": num_bytes / 1e9 / (gathered - began + load_s),
         }
+
+    def _bucket(self, flat: np.ndarray, layout: weights.Layout) -> Bucket:
+        # Both only read, and neither holds the interpreter's lock meanwhile.
+        checksum = self._beside.submit(weights.checksum, flat, layout)
+        return Bucket(ray.put(flat), layout, checksum.result())
 
 
 class NcclSync:

@@ -68,7 +68,8 @@ class Fsdp(Sharded):
         for name, tensor in self._named().items():
             # Of offloaded weights one at a time comes back to the device.
             here = tensor.detach().to(self.device)
-            yield name, here.full_tensor() if isinstance(here, DTensor) else here
+            # Of a world of one the shard is the whole, and no copy of it needed.
+            yield name, here.full_tensor() if isinstance(here, DTensor) and self.world_size > 1 else _local(here)
 
     def state(self) -> dict[str, Tensor]:
         named = {n: t for n, t in self._named().items() if not isinstance(t, nn.Parameter) or t.requires_grad}

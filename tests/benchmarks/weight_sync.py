@@ -35,8 +35,8 @@ from raml_ray.workers import fresh, sharding, weights
 
 PARTS = ("transport", "load")
 PATIENCE_S = 300.0
-NUM_WARM_UP = 2
-"""Rounds before those that count: the store's memory, and arrays, are touched for the first time."""
+NUM_WARM_UP = 8
+"""Rounds before those that count: until then the store hands out memory that was never touched, at four times the cost."""
 TOLD = {"time/gather_s": "learner", "time/engine_load_s": "pool and engine"}
 """Of what a sync says of itself, and whose time it is."""
 Round = dict[str, float]
