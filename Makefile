@@ -1,6 +1,6 @@
 # `make miniature` runs the main job, `make test` the tests; each sets up all it needs in .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup miniature smoke test test-faults lint format lock
+.PHONY: help setup miniature smoke test test-faults test-cluster lint format lock
 
 RAML := RAY_AUTH_MODE=token .venv/bin/raml
 
@@ -27,7 +27,10 @@ test: lint      ## all tests that need no GPU and kill nothing at random
 	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not gpu and not faults"
 
 test-faults: setup ## engines, nodes and drivers killed at random moments: nothing is lost (minutes)
-	.venv/bin/python -m pytest -s tests/faults
+	.venv/bin/python -m pytest -s tests/faults --ignore tests/faults/test_hosts.py --ignore tests/faults/test_s3.py
+
+test-cluster: setup ## the README's "On a cluster" on hosts of their own, and a root in S3 whose server is killed (20 minutes)
+	.venv/bin/python -m pytest -s tests/faults/test_hosts.py tests/faults/test_s3.py
 
 format: setup   ## rewrite the code in the project's format
 	.venv/bin/ruff format .

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
 compile=(.venv/bin/uv pip compile --quiet --no-config --python-version 3.11 --generate-hashes --no-annotate --no-header)
-running=(pyproject.toml --extra deepspeed --extra lora --extra tracking-server)
+running=(pyproject.toml --extra deepspeed --extra lora --extra tracking-server --extra s3)
 backend=()
 compgen -G "${UV_FIND_LINKS%/}/torch-2.13.0+cpu-*.whl" >/dev/null || backend=(--torch-backend cpu)
 echo 'torch==2.13.0+cpu' | "${compile[@]}" "${running[@]}" - --extra cpu --override deploy/locks/overrides-cpu.txt "${backend[@]}" \

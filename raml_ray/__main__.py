@@ -1,4 +1,4 @@
-"""The command line: `raml run PRESET`, `raml STAGE PRESET name=value …`, `raml status|show|ui`, `raml doctor`."""
+"""The command line: `raml run PRESET`, `raml STAGE PRESET name=value …`, `raml submit`, `raml status|show|ui|doctor`."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from raml_ray import __version__, environment, presets, rehearsal, reproductions, showing
+from raml_ray import __version__, environment, on_cluster, presets, rehearsal, reproductions, showing
 from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, override
 
 logger = logging.getLogger("raml_ray")
@@ -53,8 +53,10 @@ def parser() -> argparse.ArgumentParser:
         "--rehearse", action="store_true", help="on this machine, with random weights and short lengths (rehearsal.py)"
     )
     reproduce.add_argument("--dry-run", action="store_true", help="print the commands that it stands for, and stop")
-    status = commands.add_parser("status", help="how far a run is, from any shell that sees its folder")
-    status.add_argument("words", nargs="+", metavar="FOLDER | PRESET [name=value]")
+    on_cluster.add_submit(commands)
+    status = commands.add_parser("status", help="how far a run is, from any shell that sees its folder, or a cluster")
+    on_cluster.add_address(status)
+    status.add_argument("words", nargs="*", metavar="FOLDER | PRESET [name=value]")
     status.add_argument("--json", action="store_true", help="as JSON")
     status.add_argument("--watch", action="store_true", help="again every two seconds, until it is interrupted")
     plan = commands.add_parser("plan", help="what a preset will take: steps, memory, tokens, hours, storage")
@@ -74,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     ui = commands.add_parser("ui", help="MLflow's pages on this machine's runs")
     ui.add_argument("words", nargs="*", metavar="PRESET [name=value]")
     ui.add_argument("--port", type=int, default=5000)
-    commands.add_parser("doctor", help="does this machine have what a run needs?")
+    on_cluster.add_doctor(commands)
     return root
 
 
@@ -116,14 +118,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(options: argparse.Namespace) -> int:
     if options.command == "doctor":
-        from raml_ray import doctor
-
-        return doctor.main()
+        return on_cluster.doctor(options)
     if options.command == "ui":
         config = presets.from_words(options.words or ["miniature"])
         from raml_ray import ui
 
         return ui.serve(config, options.port)
+    if options.command == "submit":
+        return on_cluster.submit(options, parser())
+    if options.command == "status" and options.address:
+        return on_cluster.status(options)
     if options.command == "status":
         return status(options.words, as_json=options.json, watch=options.watch)
     if options.command == "ablate":
@@ -157,7 +161,7 @@ def run(
     if dry_run:
         sys.stdout.write("".join(f"{s.name:<18} {s.stage}\n" for s in config.steps))
         return 0
-    environment.prepare()
+    environment.prepare(config.cluster.address)
     # Imported only now: a typo above costs half a second, not a cluster start.
     from raml_ray.stages import pipeline
 
@@ -165,7 +169,7 @@ def run(
     report = next((folder / s.name for s in config.steps if s.stage == "report" and (folder / s.name).exists()), None)
     sys.stdout.write(f"{report.file('report.html') if report else folder.path}\n")
     desktop = sys.stdout.isatty() and ({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
-    if report and desktop and not step:
+    if report and desktop and not step and Path(report.path).exists():
         webbrowser.open(Path(report.file("report.html")).as_uri())
     return 0
 
@@ -180,7 +184,7 @@ def ablate(config: Config, *, dry_run: bool = False) -> int:
         lines += [f"{trial.name}: {' '.join(found.own(trial))}" for trial in found.trials]
         sys.stdout.write("\n".join(lines) + "\n")
         return 0
-    environment.prepare()
+    environment.prepare(config.cluster.address)
     from raml_ray.stages import ablate as stage
 
     folder = stage.run(config)
@@ -244,6 +248,8 @@ def status(words: Sequence[str], *, as_json: bool, watch: bool) -> int:
     from raml_ray import status as of_run
     from raml_ray import storage
 
+    if not words:
+        raise ConfigError("raml status: name a run's folder or a preset, or a cluster with --address")
     folder = storage.Folder(storage.absolute(words[0]))
     if len(words) > 1 or not folder.exists() or words[0].endswith(".json"):
         config = presets.from_words(list(words))

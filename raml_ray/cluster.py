@@ -3,13 +3,16 @@
 import contextlib
 import logging
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 
 import ray
 import ray.data
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raml_ray.config import Config, ConfigError
+from raml_ray.storage import Folder, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -18,18 +21,25 @@ ANYWHERE = PlacementGroupSchedulingStrategy(None)
 holds next to nothing, and refuse them."""
 # A learner and an engine alternate in GRPO; each holds a logical CPU for as long as it lives.
 FEWEST_CPUS = 3
+NODE_ANSWERS_S = 120.0
+"""A node that is alive has started a worker and looked into a folder by then."""
+UPLOADED = "/working_dir_files/_ray_pkg_"
+"""Part of the path of Ray's copy of a job's working directory."""
 
 
 @contextlib.contextmanager
-def connected(config: Config) -> Iterator[None]:
-    """Ray, for the block: the job's cluster under `ray job submit`, else `cluster.address`."""
+def connected(config: Config) -> Iterator[str]:
+    """Ray, for the block: the job's cluster under `ray job submit`, else `cluster.address`.
+
+    Gives where its dashboard is, `HOST:PORT`; empty if it has none, or others have connected before.
+    """
     if ray.is_initialized():
-        yield
+        yield ""
         return
     address = os.environ.get("RAY_ADDRESS") or config.cluster.address
     if address == "local":
         num_cpus = config.cluster.num_cpus or max(os.cpu_count() or 1, FEWEST_CPUS)
-        ray.init(
+        ray_there = ray.init(
             "local",
             num_cpus=num_cpus,
             object_store_memory=config.cluster.object_store_mib * 2**20,
@@ -38,13 +48,13 @@ def connected(config: Config) -> Iterator[None]:
         )
         logger.info("Ray on this machine: %d logical CPUs", num_cpus)
     else:
-        ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
+        ray_there = ray.init(address, logging_level=logging.WARNING, log_to_driver=False)
         logger.info("Ray at %s: %s", address, {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")})
     # One line per event is ours to write.
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        yield
+        yield str(ray_there.address_info["webui_url"] or "")
     finally:
         ray.shutdown()
 
@@ -94,6 +104,63 @@ def _gpu_bytes() -> int:
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def check_root(root: Folder) -> None:
+    """Refuse a root that a node cannot read what others wrote to, or cannot write to, before any step begins.
+
+    Raises: ConfigError that names the nodes, with what each of them met; RuntimeError if a node does not answer.
+    """
+    if not is_url(root.path) and UPLOADED in root.path:
+        raise ConfigError(
+            f"root={root.path} lies in Ray's copy of the working directory, which is removed after the job: name a folder"
+            " that all nodes share by its absolute path, or a URL"
+        )
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2:
+        return
+    mark = uuid.uuid4().hex
+    probe = root / f".probe-{mark}"
+    probe.write_text("driver", mark)
+    try:
+        met = _each_node(nodes, probe, mark)
+        blind = {node_id: why for node_id, why in met.items() if why}
+        for node_id in met.keys() - blind.keys():
+            if not probe.exists(node_id):
+                blind[node_id] = "what it writes there is not seen by the driver"
+    finally:
+        probe.remove()
+    if blind:
+        told = "\n  ".join(f"{nodes[node_id]['NodeManagerHostname']}: {why}" for node_id, why in sorted(blind.items()))
+        raise ConfigError(
+            f"root={root.path} is not the same folder on every node:\n  {told}\n"
+            "mount one file system there on all of them, or set root to a URL (s3://bucket/runs) that all may write to"
+        )
+
+
+def _each_node(nodes: Mapping[str, object], probe: Folder, mark: str) -> dict[str, str]:
+    """Node id -> what hinders it, empty if nothing does."""
+    look = ray.remote(_look)
+    asked = {
+        node_id: look.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+        ).remote(probe, mark, node_id)
+        for node_id in nodes
+    }
+    try:
+        return dict(zip(asked, ray.get(list(asked.values()), timeout=NODE_ANSWERS_S), strict=True))
+    except RayError as error:
+        raise RuntimeError(f"a node does not answer, to be asked whether it sees root: {error}") from None
+
+
+def _look(probe: Folder, mark: str, node_id: str) -> str:
+    try:
+        if probe.read_text("driver") != mark:
+            return "what the driver wrote there reads otherwise here"
+        probe.write_text(node_id, mark)
+    except Exception as error:  # whatever the store's client raises is the answer
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def check_labels(labels: Mapping[str, str], setting: str = "engine.node_labels") -> None:

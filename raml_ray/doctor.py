@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -30,9 +30,8 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def main() -> int:
+def main(findings: Sequence[Finding]) -> int:
     """Print every finding; the exit status is 1 if something has to be mended first."""
-    findings = list(examine())
     for finding in findings:
         sys.stdout.write(f"{finding.level:<5}{finding.what}: {finding.found}\n")
         if finding.remedy:
@@ -41,20 +40,46 @@ def main() -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Everything that is looked at, in the order in which it matters."""
+    """Everything that is looked at on a machine that runs all by itself."""
+    yield from of_host()
+    yield _space("disk", storage.absolute("."), DISK_GIB, "free some, or set root to a folder on a larger disk")
+    yield from _ray()
+    yield _tracking()
+
+
+def of_host() -> Iterator[Finding]:
+    """What a host has, whether it runs all by itself or is one of many, in the order in which it matters."""
+    yield from _system(platform.system(), platform.release())
     yield from _python()
     yield from _packages()
     yield _engine()
     yield _cpu(Path("/proc/cpuinfo"))
     yield _compiler()
     yield _sandbox()
-    yield _space("disk", storage.absolute("."), DISK_GIB, "free some, or set root to a folder on a larger disk")
     yield _space("shared memory", "/dev/shm", SHARED_MEMORY_GIB, "mount it larger (docker run --shm-size=2g)")
     yield _memory(Path("/proc/meminfo"))
     yield _gpu()
     yield from _learners()
-    yield from _ray()
-    yield _tracking()
+
+
+def _system(name: str, release: str) -> Iterator[Finding]:
+    """What works on other systems than Linux. `uname`'s words for them."""
+    if name == "Darwin":
+        what = "macOS: formulas, text and reports work; there is no lock, no engine and no judge for it"
+        yield Finding(
+            "fail", "system", what, "use a Linux machine, or a Linux container or virtual machine on this one"
+        )
+    elif name == "Windows":
+        what = "Windows: nothing here was made for it"
+        yield Finding("fail", "system", what, "install WSL 2 with Debian or Ubuntu (wsl --install), and work in there")
+    elif "microsoft" in release.lower():
+        what = (
+            "WSL: all that runs on Linux runs, in the memory that Windows gives it (half of the machine's by default)"
+        )
+        remedy = (
+            "keep the checkout and root inside WSL, not under /mnt/c; raise memory in .wslconfig if Ray kills workers"
+        )
+        yield Finding("warn", "system", what, remedy)
 
 
 def _python() -> Iterator[Finding]:

@@ -248,6 +248,8 @@ class TrainConfig(Settings):
     num_workers: int = Field(1, ge=1)
     cpus_per_worker: int = Field(1, ge=1)
     gpus_per_worker: float = Field(0, ge=0)
+    placement: Literal["pack", "spread"] = "pack"
+    """Learners of one step fill node after node, or go round the nodes."""
     node_labels: dict[str, str] = {}
     """Ray node labels that a node must carry to get a learner."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -10,8 +10,9 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
+
+from raml_ray.storage import Folder
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ class Stopped(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
-_request: Path | None = None
-"""What to write instead of leaving at once; None where nobody is to be told."""
+_asked: Folder | None = None
+"""The folder to leave a request in, instead of leaving at once; None where nobody is to be told."""
 
 
 @contextlib.contextmanager
@@ -43,11 +44,12 @@ def on_sigterm(patience_s: float) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal is_told
-        if _request is None or is_told:
+        if _asked is None or is_told:
             raise Stopped
         is_told = True
         logger.warning("SIGTERM: a checkpoint at the step's end, or the end after %g s", patience_s)
-        _request.touch()
+        # The signal may have come in the middle of a write to the same store: not in this thread.
+        threading.Thread(target=_asked.write_text, args=(REQUEST, ""), daemon=True).start()
         timer.start()
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -64,10 +66,10 @@ def told_to_learners(folder: str) -> Iterator[None]:
 
     Raises: KeyboardInterrupt for Ctrl-C, in whose place Ray Train's own handler leaves with status 0, and stays.
     """
-    global _request
-    request, interrupted = Path(folder, REQUEST), signal.getsignal(signal.SIGINT)
-    request.unlink(missing_ok=True)
-    _request = request
+    global _asked
+    request, interrupted = Folder(folder) / REQUEST, signal.getsignal(signal.SIGINT)
+    request.remove()
+    _asked = Folder(folder)
     try:
         yield
     except SystemExit as left:
@@ -75,12 +77,12 @@ def told_to_learners(folder: str) -> Iterator[None]:
             raise
         raise KeyboardInterrupt from None
     finally:
-        _request = None
-        request.unlink(missing_ok=True)
+        _asked = None
+        request.remove()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupted)
 
 
 def is_requested(folder: str) -> bool:
     """Whether the learners of that step are to leave."""
-    return Path(folder, REQUEST).exists()
+    return Folder(folder).exists(REQUEST)

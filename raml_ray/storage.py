@@ -4,10 +4,11 @@ Every file appears whole or not at all. A step's `summary.json` is written last:
 """
 
 import contextlib
+import io
 import json
 import os
 import posixpath
-import re
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,10 @@ from raml_ray import records
 from raml_ray.config import ConfigError
 
 SUMMARY = "summary.json"
-HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+# An S3 server that is restarted is asked again for about a minute; botocore's own patience is two seconds. Read when a
+# process makes its first client.
+os.environ.setdefault("AWS_RETRY_MODE", "standard")
+os.environ.setdefault("AWS_MAX_ATTEMPTS", "10")
 
 
 def is_url(path: str) -> bool:
@@ -63,6 +67,11 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         return bool(self._fs().exists(self.file(name) if name else self.path))
 
+    def state(self) -> list[tuple[str, str]]:
+        """Of each file below what the store says of it (size, and checksum or time), as one word."""
+        fs = self._fs()
+        return [(name, fs.ukey(name)) for name in sorted(fs.find(self.path))]
+
     def names(self, prefix: str = "", suffix: str = "") -> list[str]:
         """Names of the files directly inside, sorted."""
         fs = self._fs()
@@ -76,9 +85,16 @@ class Folder:
         """A file that appears under its name when the block ends well, and not at all when it does not."""
         fs, target = self._fs(), self.file(name)
         fs.makedirs(posixpath.dirname(target), exist_ok=True)
-        if is_url(self.path):  # an object appears when its upload is complete
-            with fs.open(target, mode) as file:
+        if is_url(self.path):  # an object appears when its upload is committed
+            upload = fs.open(target, "wb", autocommit=False)
+            file = io.TextIOWrapper(upload, "utf-8") if mode == "w" else upload
+            try:
                 yield file
+                file.close()
+            except BaseException:
+                upload.discard()
+                raise
+            upload.commit()
             return
         partial = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
         try:
@@ -133,45 +149,50 @@ class Folder:
         if fs.exists(self.path):
             fs.rm(self.path, recursive=True)
 
-    def localised(self, revision: str = "") -> str:
-        """A path of this machine that holds the folder's files.
-
-        A remote folder is copied once, and again when its files change; what can only be a Hugging Face name is fetched
-        at that revision into the hub's own cache.
-
-        Raises: ConfigError if there is no such folder.
-        """
+    @contextlib.contextmanager
+    def filled(self) -> Iterator[str]:
+        """A local folder to write into. What it then holds is added to this folder, or is this folder."""
         if not is_url(self.path):
-            if self.exists():
-                return absolute(self.path)
-            if not HUB_NAME.fullmatch(self.path):
-                raise ConfigError(f"{self.path!r}: no such folder, and no Hugging Face name (OWNER/NAME) either")
-            return _from_hub(self.path, revision)
+            yield self.path
+            return
         fs = self._fs()
-        # Of each file what the store says of it: size and checksum or time.
-        files = [(name, fs.ukey(name)) for name in sorted(fs.find(self.path))]
-        if not files:
-            raise ConfigError(f"{self.path}: no such folder, or it is empty")
-        cache = Path(os.environ.get("RAML_CACHE", "~/.cache/raml_ray")).expanduser()
-        target = cache / records.digest(self.path, files)
-        if not target.exists():
-            partial = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-            fs.get(self.path, str(partial), recursive=True)
-            with contextlib.suppress(OSError):  # another process was first
-                os.replace(partial, target)
-        return str(target)
+        with tempfile.TemporaryDirectory(prefix="raml-") as scratch:
+            inside = str(Path(scratch) / self.name)
+            yield inside
+            for file in sorted(path for path in Path(inside).rglob("*") if path.is_file()):
+                fs.put_file(str(file), self.file(str(file.relative_to(inside))))
+
+    @contextlib.contextmanager
+    def at_hand(self) -> Iterator[str]:
+        """A local folder with the files of this one, for the block."""
+        if not is_url(self.path):
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory(prefix="raml-") as scratch:
+            self.download(scratch)
+            yield scratch
+
+    def download(self, target: str) -> None:
+        """Copy all files below into a local folder."""
+        fs = self._fs()
+        root = str(fs._strip_protocol(self.path))
+        for name in sorted(fs.find(self.path)):
+            local = Path(target, posixpath.relpath(name, root))
+            local.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(name, str(local))
 
 
-def _from_hub(name: str, revision: str) -> str:
-    """A Hugging Face model's files in the local cache: safetensors and settings, nothing that could run."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    wanted = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "tokenizer.model"]
+def check_reachable(root: str) -> None:
+    """Raises: ConfigError if a remote root cannot be asked for anything from here."""
+    if not is_url(root):
+        return
     try:
-        return str(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ConfigError(f"{name!r} is no folder here, and the Hugging Face hub did not give it: {error}") from None
+        Folder(root).exists("raml")
+    except Exception as error:  # each store's client has its own
+        raise ConfigError(
+            f"root={root} does not answer here ({type(error).__name__}: {error}): are its variables set (of S3:"
+            " AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and does the bucket exist?"
+        ) from None
 
 
 def run_folder(root: str, name: str) -> Folder:

@@ -1,6 +1,8 @@
 """Folders: what is written appears whole or not at all, on a disk and on any other store."""
 
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pytest
 
 from raml_ray import records, storage
 from raml_ray.config import ConfigError
+from raml_ray.policy_source import on_this_node
 from raml_ray.storage import Folder
 
 
@@ -49,6 +52,42 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_folder_is_filled_and_read_by_way_of_a_local_one(folder: Folder) -> None:
+    deep = folder / "policy"
+    with deep.filled() as inside:
+        Path(inside, "sub").mkdir(parents=True)
+        Path(inside, "sub", "w.bin").write_bytes(b"weights")
+        Path(inside, "config.json").write_text("{}")
+    assert deep.read_text("config.json") == "{}"
+    assert (deep / "sub").read_bytes("w.bin") == b"weights"
+    with deep.at_hand() as inside:
+        assert Path(inside, "sub", "w.bin").read_bytes() == b"weights"
+
+
+def test_processes_of_a_node_fetch_a_policy_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAML_CACHE", str(tmp_path))
+    remote = Folder(f"memory://{uuid.uuid4().hex}/policy")
+    remote.write_text("config.json", "{}")
+    fetched, fetch = [], Folder.download
+
+    def counted(folder: Folder, target: str) -> None:
+        fetched.append(target)
+        time.sleep(0.2)  # long enough for the others to come
+        fetch(folder, target)
+
+    monkeypatch.setattr(Folder, "download", counted)
+    with ThreadPoolExecutor(4) as pool:
+        places = set(pool.map(on_this_node, [remote.path] * 4))
+    assert len(places) == len(fetched) == 1
+    remote.write_text("config.json", "{ }")
+    assert on_this_node(remote.path) not in places
+
+
+def test_a_store_that_does_not_answer_is_named_with_the_variables_to_set() -> None:
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL"):
+        storage.check_reachable("nosuchstore://bucket/runs")
+
+
 def test_a_removed_folder_is_gone(folder: Folder) -> None:
     (folder / "step").write_text("x", "y")
     (folder / "step").remove()
@@ -69,7 +108,7 @@ def test_a_remote_folder_is_brought_to_this_machine(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RAML_CACHE", str(tmp_path))
     remote = Folder(f"memory://{uuid.uuid4().hex}/policy")
     remote.write_text("config.json", "{}")
-    assert (Path(remote.localised()) / "config.json").read_text() == "{}"
+    assert (Path(on_this_node(remote.path)) / "config.json").read_text() == "{}"
 
 
 def test_ids_and_seeds_depend_on_every_part() -> None:

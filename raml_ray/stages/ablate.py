@@ -20,7 +20,7 @@ from raml_ray.config import Config, ConfigError, dump, fingerprint, load
 from raml_ray.metrics_file import MetricsTail
 from raml_ray.provenance import without_secrets
 from raml_ray.settings import AblateConfig
-from raml_ray.stages import early_stopping, pipeline
+from raml_ray.stages import early_stopping, learners, pipeline
 from raml_ray.stages.needs import asked as needs_of
 from raml_ray.stages.sweep import ATTEMPTS, PRESET_FILE, SWEEP_FILE, Sweep, Trial, expanded
 from raml_ray.storage import SUMMARY, Folder
@@ -44,12 +44,14 @@ def run(config: Config) -> Folder:
     """
     sweep = expanded(config, config.ablate.space)
     early_stopping.check(sweep, config.ablate)
+    storage.check_reachable(config.root)
     folder = storage.run_folder(config.root, config.name)
     _keep(sweep, folder)
     folder.write_text(PRESET_FILE, without_secrets(dump(config)) + "\n")
     tracker = Tracker(sweep.config, folder)
     try:
         with cluster.connected(sweep.config), stopping.on_sigterm(config.cluster.stop_timeout_s):
+            cluster.check_root(Folder(storage.absolute(config.root)))
             began = time.monotonic()
             pipeline.run_steps(sweep.config, sweep.shared(), folder, tracker)
             failed = _tuned(sweep, folder)
@@ -116,7 +118,7 @@ def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
         run_config=tune.RunConfig(
             # A name per set of trials that are left: what is finished stands in the steps' folders, nowhere else.
             name=fingerprint(sorted(trials)),
-            storage_path=folder.file(TUNE),
+            **learners.kept_at(folder / TUNE),
             verbose=0,
         ),
     ).fit()

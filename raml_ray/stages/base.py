@@ -47,7 +47,8 @@ def _train(miniature: MiniatureConfig, base: BaseConfig, seed: int, folder: Fold
             last.update(values)
 
         model, tokenizer = recipe.train(miniature, base, seed=seed, report=report)
-    recipe.save(model, tokenizer, folder.file("policy"))
+    with (folder / "policy").filled() as made:
+        recipe.save(model, tokenizer, made)
     return last | {"parameters": sum(p.numel() for p in model.parameters())}
 
 
@@ -63,7 +64,7 @@ def _random(context: Context) -> Outcome:
     ]
     texts = [text for row in found for text in row]
     make = ray.remote(_fresh).options(scheduling_strategy=cluster.ANYWHERE)
-    figures = ray.get(make.remote(texts, context.config.base, context.config.seed, context.folder.file("policy")))
+    figures = ray.get(make.remote(texts, context.config.base, context.config.seed, context.folder / "policy"))
     textless = sum(1 for row in found if not row)
     return Outcome(Counts(len(rows), len(rows) - textless, textless), figures)
 
@@ -75,11 +76,13 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
         return None
 
 
-def _fresh(texts: list[str], base: BaseConfig, seed: int, folder: str) -> dict[str, float]:
+def _fresh(texts: list[str], base: BaseConfig, seed: int, folder: Folder) -> dict[str, float]:
     from raml_ray.miniature.base import save
     from raml_ray.workers import fresh
 
     tokenizer = fresh.tokenizer(texts, base.vocab_size)
     model = fresh.model(base, tokenizer, seed=seed)
-    save(model, tokenizer, folder)
+    folder.remove()
+    with folder.filled() as made:
+        save(model, tokenizer, made)
     return {"parameters": sum(p.numel() for p in model.parameters()), "vocab_size": len(tokenizer)}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raml_ray import records, storage
+from raml_ray import policy_source, records, storage
 from raml_ray.config import Config, ConfigError, Stage, Step, flatten
 from raml_ray.records import Rejected
 from raml_ray.settings import Instrument
@@ -65,6 +65,7 @@ LIMITS = frozenset(
         "train.memory_gib",
         "train.node_labels",
         "train.peak_tflops",
+        "train.placement",
         "train.max_skipped_in_a_row",
         "train.probe_data",
         "train.probe_every",
@@ -134,17 +135,22 @@ class Context:
         return folders
 
     @property
-    def policy_path(self) -> str:
-        """A local folder (or hub name) of the policy that this step starts from.
+    def policy_source(self) -> str:
+        """The policy that this step starts from, as any node can fetch it (`policy_source.on_this_node`).
 
-        Raises: ConfigError if the step that makes it is not finished, or no policy is named.
+        Raises: ConfigError if the step that makes it is not finished, or no policy is named, or it is nowhere.
         """
         if self.step.policy:
             storage.summary(self.run / self.step.policy)
-            return (self.run / self.step.policy / "policy").localised()
+            return policy_source.portable((self.run / self.step.policy / "policy").path)
         if not self.config.policy.path:
             raise ConfigError(f"step {self.step.name!r} builds on no policy: set policy.path, or its `policy` step")
-        return Folder(self.config.policy.path).localised(self.config.policy.revision)
+        return policy_source.portable(self.config.policy.path, self.config.policy.revision)
+
+    @property
+    def policy_path(self) -> str:
+        """A local folder of that policy, on the driver's node. Raises: as `policy_source`."""
+        return policy_source.on_this_node(self.policy_source)
 
     @property
     def policy_name(self) -> str:

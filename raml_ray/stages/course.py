@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from raml_ray import stopping
 from raml_ray.config import Config, ConfigError
 from raml_ray.metrics_file import MetricsFile, read_metrics
+from raml_ray.stages import meters
 from raml_ray.stages.context import changes
 from raml_ray.storage import Folder
 from raml_ray.workers import checkpoints
@@ -77,6 +78,8 @@ class Course:
         self.figures |= metrics
         if self._metrics:
             self._metrics.append(step, metrics)
+            for name, value in metrics.items():
+                meters.show("raml_learner", value, step=self._folder.name, metric=name)
         if self._learner.largest(self._learner.rank == 0 and stopping.is_requested(self._folder.path)):
             self._leave(step)
 

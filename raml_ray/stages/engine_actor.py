@@ -9,6 +9,8 @@ import ray
 
 from raml_ray import faults
 from raml_ray.config import Config
+from raml_ray.policy_source import on_this_node
+from raml_ray.stages import meters
 from raml_ray.stages.shard_sampler import engine_class
 from raml_ray.workers.engine import Engine
 from raml_ray.workers.engine_loop import EngineLoop
@@ -30,14 +32,20 @@ class Bucket(NamedTuple):
 class PolicyEngine:
     """An engine whose loop ends when it raises or stops making progress: every call raises EngineFailure from then on."""
 
-    def __init__(self, policy_path: str, config: Config) -> None:
+    def __init__(self, policy: str, config: Config) -> None:
+        """`policy` is a `policy_source.portable`."""
         faults.arm(config.drill.faults, config.drill.folder)
+        policy_path = on_this_node(policy)
         self._loop: EngineLoop[Engine | ScriptedEngine] = EngineLoop(
             lambda: engine_class(config.engine)(policy_path, config.engine, seed=config.seed),
             stall_timeout_s=config.engine.stall_timeout_s,
             on_failure=lambda reason: None,
         )
         self._engine = self._loop.engine
+
+    async def node_id(self) -> str:
+        """Where it runs, by Ray's id."""
+        return str(ray.get_runtime_context().get_node_id())
 
     async def version(self) -> int:
         """Of the weights that it has. That it answers says that the process is alive, whatever its engine does."""
@@ -46,7 +54,11 @@ class PolicyEngine:
     async def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
         await self._between_steps(lambda: faults.reach("engine", 0, self._engine.version + 1))
         answers = [asyncio.wrap_future(self._loop.submit(request, sampling)) for request in requests]
-        return list(await asyncio.gather(*answers))
+        found = list(await asyncio.gather(*answers))
+        lengths = [len(answer.token_ids) for answer in found if isinstance(answer, Completion)]
+        meters.count("raml_engine_responses", len(lengths))
+        meters.count("raml_engine_tokens", sum(lengths))
+        return found
 
     async def load(self, buckets: list[Bucket], version: int, *, cut: bool) -> list[str]:
         """Take over weights between two steps, of each bucket the checksum of what arrived.

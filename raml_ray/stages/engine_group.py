@@ -32,14 +32,16 @@ SIGNS_OF_LIFE = 4
 class EngineGroup:
     """grpo.num_engines engines side by side. It lives in one event loop, and starts engines once that runs."""
 
-    def __init__(self, config: Config, policy_path: str, group: PlacementGroup) -> None:
-        self._config, self._policy_path, self._group = config, policy_path, group
+    def __init__(self, config: Config, policy: str, group: PlacementGroup) -> None:
+        self._config, self._policy, self._group = config, policy, group
         self._published: Published | None = None
         self._places: list[Place] = []
         self._news = asyncio.Event()
         """Set, and exchanged for another, whenever a place has changed."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.num_replaced = 0
+        self.nodes: set[str] = set()
+        """That engines have come up on, by Ray's id."""
         self._bound = sync_check.bound(
             config.engine.dtype,
             config.train.dtype,
@@ -199,6 +201,7 @@ class EngineGroup:
         place.actor = actor = self._start(place.index)
         with contextlib.suppress(EngineLost):
             await self._ask(place, "version", timeout_s=settings.start_timeout_s, setting="start_timeout_s")
+            self.nodes.add(await self._ask(place, "node_id", timeout_s=settings.request_timeout_s))
             place.state = State.STALE
             self._tell()
             await self._update(place)
@@ -213,7 +216,7 @@ class EngineGroup:
         actor = ray.remote(PolicyEngine).options(
             num_cpus=settings.cpus_per_engine, num_gpus=settings.gpus_per_engine, scheduling_strategy=strategy
         )
-        return actor.remote(self._policy_path, self._config)
+        return actor.remote(self._policy, self._config)
 
     async def _updated(self, place: Place) -> None:
         with contextlib.suppress(EngineLost):

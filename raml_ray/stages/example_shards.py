@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import ray
 
 from raml_ray import cluster, records
+from raml_ray.policy_source import on_this_node
 from raml_ray.records import Rejected
 from raml_ray.settings import PromptConfig
 from raml_ray.storage import Folder
@@ -57,7 +58,7 @@ class Source:
 class Encoding:
     """How texts become examples, and what is to be known of them."""
 
-    policy_path: str
+    policy: str
     prompt: PromptConfig
     max_length: int
     with_sketches: bool
@@ -152,7 +153,7 @@ def _encode(source: Source, pieces: Folder, number: int, encoding: Encoding) -> 
     from raml_ray.text import batches, diversity, final_answer
     from raml_ray.workers import policy as policies
 
-    tokenizer = policies.load_tokenizer(encoding.policy_path)
+    tokenizer = policies.load_tokenizer(on_this_node(encoding.policy))
     table = source.folder.read_table(
         source.name, ["trajectory_id", "question_id", "sample_index", "policy_id", "finish_reason", "text", "forced"]
     )

@@ -13,6 +13,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from raml_ray import cluster, recipes, records
 from raml_ray.config import Config, ConfigError
+from raml_ray.policy_source import on_this_node
 from raml_ray.records import Question
 from raml_ray.stages import learner_probe, learners, room, sources
 from raml_ray.stages.context import Context, Counts, Outcome, deciding
@@ -51,11 +52,14 @@ def run(context: Context) -> Outcome:
         # One that died is started again, without weights: the learners, whose call it took along, go on from their last
         # checkpoint and publish it before they sample.
         pool = (
-            ray.remote(RolloutPool).options(num_cpus=0, max_restarts=-1).remote(config, policy_path, questions, group)
+            ray.remote(RolloutPool)
+            .options(num_cpus=0, max_restarts=-1)
+            .remote(config, context.policy_source, questions, group)
         )
         pool.ready.remote()  # not waited for: learners start while the engines do
         arguments = {"pool": pool, "origin": _origin(config, questions), "probed": probed}
-        figures = learners.run(_worker, arguments, config=config, folder=context.folder, policy_path=policy_path)
+        figures = learners.run(_worker, arguments, config=config, folder=context.folder, policy=context.policy_source)
+        figures["engine_nodes"] = ray.get(pool.nodes.remote(), timeout=config.engine.request_timeout_s)
         ray.kill(pool)
     finally:
         remove_placement_group(group)
@@ -139,7 +143,7 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
     from raml_ray.workers import grpo_loop, skipped_batches
 
     config = learners.started(arguments)
-    folder, policy_path = Folder(arguments["folder"]), str(arguments["policy_path"])
+    folder, policy_path = Folder(arguments["folder"]), on_this_node(arguments["policy"])
     learner = learners.loaded(policy_path, config)
     reference = None
     if config.grpo.kl_coefficient:
@@ -167,4 +171,4 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
         )
         learners.save_policy(learner, folder, policy_path)
     figures = {"grpo/versions": config.grpo.num_steps, "grpo/resumed_from_version": course.start_step}
-    return left or course.figures | figures
+    return left or course.figures | figures | learners.nodes()

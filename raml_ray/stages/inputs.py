@@ -7,9 +7,11 @@ import fsspec
 
 from raml_ray import records
 from raml_ray.config import Config, ConfigError, Stage, Step
+from raml_ray.policy_source import on_this_node
 from raml_ray.settings import DataConfig
 from raml_ray.stages import known_rows, sources
 from raml_ray.stages.context import READS, Context, reads
+from raml_ray.storage import is_url
 from raml_ray.text import known_sets
 from raml_ray.workers import policy as policies
 
@@ -30,7 +32,7 @@ def fingerprints(context: Context) -> dict[str, str]:
     if "policy" in nodes and not context.step.policy and config.policy.path:
         path = config.policy.path
         try:
-            found["policy.path"] = policies.policy_id(path, "policy")
+            found["policy.path"] = policies.policy_id(on_this_node(path) if is_url(path) else path, "policy")
         except ValueError as error:
             raise ConfigError(str(error)) from None
     return found

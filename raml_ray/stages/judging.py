@@ -13,7 +13,7 @@ from raml_ray import records, storage
 from raml_ray.config import ConfigError
 from raml_ray.records import Judgement, Verdict
 from raml_ray.settings import DataConfig, VerifyConfig
-from raml_ray.stages import mapping
+from raml_ray.stages import mapping, meters
 from raml_ray.stages.progress import Progress
 from raml_ray.storage import Folder
 from raml_ray.workers.code_judge import CodeJudge
@@ -190,6 +190,7 @@ class ShardJudge:
             records.VERDICT,
         )
         self._folder.write_table(verdicts, table)
+        count_verdicts(judgements)
 
 
 def _counted(
@@ -219,6 +220,12 @@ def _counted(
         "verdicts": {verdict.value: verdicts.get(verdict.value, 0) for verdict in Verdict},
         "reasons": dict(sorted(reasons.items())),
     }
+
+
+def count_verdicts(judgements: Sequence[Judgement]) -> None:
+    """Tell Prometheus of verdicts that were just given."""
+    for verdict, number in Counter(judgement.verdict.value for judgement in judgements).items():
+        meters.count("raml_judge_verdicts", number, verdict=verdict)
 
 
 def check_failed(verdicts: Counter[str], reasons: Counter[str], verify: VerifyConfig) -> None:

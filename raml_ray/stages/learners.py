@@ -11,15 +11,18 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import fsspec
+import pyarrow.fs
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raml_ray import cluster, faults, stopping
-from raml_ray.config import Config, ConfigError, dump, load
+from raml_ray.config import Config, dump, load
+from raml_ray.policy_source import on_this_node
 from raml_ray.settings import TrainConfig
 from raml_ray.storage import Folder, is_url
-from raml_ray.workers import policy
+from raml_ray.workers import policy as policies
 
 if TYPE_CHECKING:
     from raml_ray.workers.sharding import Sharded
@@ -27,18 +30,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLICY, SKIPPED = "policy", "skipped"
+NODES = "learner_nodes"
+"""The entry of a step's figures that says which node each rank ran on, by Ray's id."""
 MOST_CONTROLLER_FAILURES = 5
 LEFT, ERROR = "left", "error"
 """The only entry of what a rank returns that did not come to its end: because it was asked to leave after that step, or
 because of what it says, which a restart would find again."""
 
-Worker = Callable[[dict[str, Any]], Mapping[str, float] | None]
-"""Runs on every rank with what `run` was given: its arguments, `config` as JSON, `folder` and `policy_path`."""
+Worker = Callable[[dict[str, Any]], Mapping[str, Any] | None]
+"""Runs on every rank with what `run` was given: its arguments, `config` as JSON, `folder` and `policy`."""
 
 
-def run(
-    worker: Worker, arguments: Mapping[str, Any], *, config: Config, folder: Folder, policy_path: str
-) -> dict[str, float]:
+def run(worker: Worker, arguments: Mapping[str, Any], *, config: Config, folder: Folder, policy: str) -> dict[str, Any]:
     """Run the worker on train.num_workers ranks of one process group and return what rank 0 returns.
 
     A group that lost a worker is started again, at most train.max_failures times.
@@ -46,10 +49,10 @@ def run(
     Raises: stopping.Stopped after SIGTERM; ValueError or OSError that a worker died of, as it is; RuntimeError if the
     restarts are spent, or what the ranks found would be found again.
     """
-    check(config.train, folder, policy_path)
+    check(config.train, on_this_node(policy))
     trainer = TorchTrainer(
         worker,
-        train_loop_config={**arguments, "config": dump(config), "folder": folder.path, "policy_path": policy_path},
+        train_loop_config={**arguments, "config": dump(config), "folder": folder.path, "policy": policy},
         torch_config=_process_group(config.train),
         scaling_config=_workers(config.train),
         run_config=_run(config.train, folder),
@@ -67,19 +70,14 @@ def run(
     return returned
 
 
-def check(train: TrainConfig, folder: Folder, policy_path: str) -> None:
+def check(train: TrainConfig, policy_path: str) -> None:
     """Refuse, before any worker starts, what every worker would stumble over.
 
     Raises: ValueError naming the setting or the policy folder.
     """
-    if is_url(folder.path):
-        raise ConfigError(
-            f"step folder {folder.path}: learners write checkpoints to a file system that all of them share, not yet"
-            " to a URL; set root to a shared folder"
-        )
     cluster.check_labels(train.node_labels, "train.node_labels")
-    policy.check_folder(policy_path, weights=False)
-    policy.load_tokenizer(policy_path)
+    policies.check_folder(policy_path, weights=False)
+    policies.load_tokenizer(policy_path)
 
 
 def asked(train: TrainConfig) -> dict[str, tuple[float, float]]:
@@ -102,6 +100,7 @@ def _workers(train: TrainConfig) -> ScalingConfig:
         use_gpu=train.gpus_per_worker > 0,
         resources_per_worker=resources,
         label_selector=dict(train.node_labels) or None,
+        placement_strategy=train.placement.upper(),
     )
 
 
@@ -113,12 +112,20 @@ def _run(train: TrainConfig, folder: Folder) -> RunConfig:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train.start_timeout_s)
     return RunConfig(
         name="learners",
-        storage_path=folder.file("train"),
+        **kept_at(folder / "train"),
         failure_config=FailureConfig(
             max_failures=train.max_failures, controller_failure_limit=MOST_CONTROLLER_FAILURES
         ),
         checkpoint_config=CheckpointConfig(num_to_keep=train.keep_checkpoints),
     )
+
+
+def kept_at(folder: Folder) -> dict[str, Any]:
+    """The folder as Ray's RunConfig takes it: of a URL the store's own client, which reads its usual variables."""
+    if not is_url(folder.path):
+        return {"storage_path": folder.path}
+    fs, path = fsspec.core.url_to_fs(folder.path, use_listings_cache=False)
+    return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))}
 
 
 def _cause(error: TrainingFailedError, train: TrainConfig) -> Exception:
@@ -169,15 +176,26 @@ def loaded(policy_path: str, config: Config) -> "Sharded":
     from raml_ray.workers import sharding
 
     torch.manual_seed(config.seed)
-    model = policy.load_model(policy_path, random_init=config.policy.random_init, without_weights=dist.get_rank() > 0)
+    model = policies.load_model(policy_path, random_init=config.policy.random_init, without_weights=dist.get_rank() > 0)
     return sharding.wrap(model, config.train)
+
+
+def nodes() -> dict[str, list[str]]:
+    """NODES -> the node of each rank, by rank. A collective."""
+    import ray
+    import torch.distributed as dist
+
+    found = [""] * dist.get_world_size()
+    dist.all_gather_object(found, ray.get_runtime_context().get_node_id())
+    return {NODES: found}
 
 
 def save_policy(learner: "Sharded", folder: Folder, policy_path: str) -> None:
     """The step's policy folder, written by rank 0 in the dtype that the policy came in. A collective."""
     import torch
 
-    architecture = policy.load_config(policy_path)
+    architecture = policies.load_config(policy_path)
     state = learner.full_state(architecture.dtype or torch.float32)
     if learner.rank == 0:
-        policy.save(state, architecture, policy_path, folder.file(POLICY))
+        with (folder / POLICY).filled() as made:
+            policies.save(state, architecture, policy_path, made)

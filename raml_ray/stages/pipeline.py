@@ -39,6 +39,7 @@ def run(config: Config, *, only: str | None = None, stage: Stage | None = None, 
     Raises: ConfigError if a finished step was made with other settings, or a step's input is not finished.
     """
     steps = _chosen(config, only, stage)
+    storage.check_reachable(config.root)
     outside.check(config, steps)
     folder = storage.run_folder(config.root, config.name)
     _redo(config, steps, folder, redo)
@@ -46,6 +47,7 @@ def run(config: Config, *, only: str | None = None, stage: Stage | None = None, 
     try:
         # Ray sets a handler of its own when it is connected to.
         with cluster.connected(config), stopping.on_sigterm(config.cluster.stop_timeout_s):
+            cluster.check_root(Folder(storage.absolute(config.root)))
             run_steps(config, [step.name for step in steps], folder, tracker)
     finally:
         tracker.close()
@@ -94,6 +96,10 @@ def context_of(config: Config, step: Step, folder: Folder) -> Context:
     own = narrowed(config.for_step(step.name), step.stage)
     if own.drill.faults and not own.drill.folder:
         own = override(own, {"drill.folder": (folder / step.name).file("drill")})
+    if own.drill.faults and storage.is_url(own.drill.folder):
+        raise ConfigError(
+            "drill.faults leave marks that only a file system can hold: set drill.folder to a shared folder"
+        )
     return Context(own, step, folder, config)
 
 

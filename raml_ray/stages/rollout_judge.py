@@ -95,6 +95,7 @@ class RolloutJudge:
     def watch(self, judgements: Sequence[Judgement]) -> None:
         """Raises: RuntimeError if more than verify.max_failed_fraction of the last hundred or more verdicts are
         timeouts or errors: a run whose rewards nobody gives would otherwise go on and learn nothing."""
+        judging.count_verdicts(judgements)
         self._verdicts.update(judgement.verdict.value for judgement in judgements)
         self._reasons.update(f"{judgement.verdict.value}:{judgement.reason}" for judgement in judgements)
         if self._verdicts.total() >= JUDGED_TOGETHER:

@@ -17,7 +17,9 @@ from ray.util.placement_group import PlacementGroup
 
 from raml_ray import faults, recipes
 from raml_ray.config import Config
+from raml_ray.policy_source import on_this_node
 from raml_ray.records import Question
+from raml_ray.stages import meters
 from raml_ray.stages.engine_actor import Bucket
 from raml_ray.stages.engine_group import EngineGroup
 from raml_ray.stages.engine_places import EngineLost, Published, State
@@ -88,11 +90,13 @@ class RolloutPool:
     loop, but for judging.
     """
 
-    def __init__(self, config: Config, policy_path: str, questions: list[Question], group: PlacementGroup) -> None:
+    def __init__(self, config: Config, policy: str, questions: list[Question], group: PlacementGroup) -> None:
+        """`policy` is a `policy_source.portable`."""
         faults.arm(config.drill.faults, config.drill.folder)
         self._config = config
-        self._engines = EngineGroup(config, policy_path, group)
+        self._engines = EngineGroup(config, policy, group)
         self._questions = questions
+        policy_path = on_this_node(policy)
         self._tokenizer = policies.load_tokenizer(policy_path)
         self._stop = stop_token_ids(policy_path, self._tokenizer)
         self._steps: dict[int, asyncio.Task[Sampled]] = {}
@@ -107,7 +111,14 @@ class RolloutPool:
 
     async def states(self) -> dict[str, int]:
         """State -> engines that are in it."""
-        return {state.value: self._engines.states()[state] for state in State}
+        found = {state.value: self._engines.states()[state] for state in State}
+        for state, number in found.items():
+            meters.show("raml_pool_engines", number, state=state)
+        return found
+
+    async def nodes(self) -> list[str]:
+        """The nodes that its engines have run on, by Ray's id."""
+        return sorted(self._engines.nodes)
 
     async def num_replaced(self) -> int:
         """Engines that took the place of others so far."""
@@ -161,6 +172,7 @@ class RolloutPool:
 
     def _begin_steps(self, version: int) -> None:
         settings = self._config.grpo
+        meters.show("raml_pool_version", version)
         for step in range(version, min(version + settings.max_staleness, settings.num_steps - 1) + 1):
             if step not in self._steps:
                 self._steps[step] = asyncio.create_task(self._sampled(step))

@@ -81,7 +81,7 @@ def sample(
     missing = [index for index in range(num_shards) if shard_name(index) not in done]
     if len(missing) < num_shards:
         logger.info("%s: %d of %d shards are there", context.step.name, num_shards - len(missing), num_shards)
-    survived = {"engine_failures": 0, "nodes_lost": 0}
+    survived: dict[str, Any] = {"engine_failures": 0, "nodes_lost": 0, "engine_nodes": []}
     if missing:
         _check_cluster(context, settings.num_engines)
         job = _job(context, questions, settings, shard_questions)
@@ -171,7 +171,7 @@ def _job(
         raise ConfigError(str(error)) from None
     return {
         "folder": context.folder.path,
-        "policy_path": path,
+        "policy_path": context.policy_source,
         "policy_name": context.policy_name,
         "engine": config.engine.model_dump(mode="json"),
         "prompt": config.prompt.model_dump(mode="json"),
@@ -201,7 +201,7 @@ def _sample_shards(
     job: dict[str, Any],
     num_engines: int | tuple[int, int],
     progress: Progress,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Make the missing shards; what the engines went through meanwhile."""
     engine = context.config.engine
     fewest, most = (num_engines, num_engines) if isinstance(num_engines, int) else num_engines
@@ -210,7 +210,6 @@ def _sample_shards(
     if engine.node_labels:
         placement["label_selector"] = dict(engine.node_labels)
     book = ledger.beside_driver(ledger.Limits(engine.max_failures, engine.max_attempts, engine.start_timeout_s))
-
     num_told = 0
 
     def report() -> ledger.Report:
@@ -243,10 +242,12 @@ def _sample_shards(
         ),
         watch=report,
     )
+    nodes = set()
     for row in made:
         progress.add(row["rows"], row["tokens"])
+        nodes.add(row["node"])
     last = report()
-    return {"engine_failures": last.engine_failures, "nodes_lost": last.nodes_lost}
+    return {"engine_failures": last.engine_failures, "nodes_lost": last.nodes_lost, "engine_nodes": sorted(nodes)}
 
 
 def _check_share(context: Context, counts: Counts, reasons: Mapping[str, int]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from raml_ray import cluster
 from raml_ray.config import Config
+from raml_ray.policy_source import on_this_node
 from raml_ray.stages import example_shards, example_stream, learner_probe, learners, room, training_set
 from raml_ray.stages.context import Context, Outcome, deciding
 from raml_ray.storage import Folder
@@ -14,19 +15,21 @@ from raml_ray.text.batches import Example
 
 def run(context: Context) -> Outcome:
     policy_path = context.policy_path
-    learners.check(context.config.train, context.folder, policy_path)
+    learners.check(context.config.train, policy_path)
     cluster.check_fits(learners.asked(context.config.train) | {"Ray Data's own tasks": (1, 0)})
     sft = context.config.sft
     room.check(context.config, policy_path, room.Longest("sft.max_length", sft.max_length, sft.batch_size))
     counts, figures = training_set.write(context)
     examples, probed = context.folder / training_set.EXAMPLES, learner_probe.examples(context)
-    return Outcome(counts, figures | train_policy(examples, context.folder, policy_path, context.config, probed))
+    return Outcome(
+        counts, figures | train_policy(examples, context.folder, context.policy_source, context.config, probed)
+    )
 
 
 def train_policy(
-    examples: Folder, folder: Folder, policy_path: str, config: Config, probed: Sequence[Example] = ()
-) -> dict[str, float]:
-    """Fine-tune the policy on a training set (`example_shards`), leave it in `folder`/policy and return its figures.
+    examples: Folder, folder: Folder, policy: str, config: Config, probed: Sequence[Example] = ()
+) -> dict[str, Any]:
+    """Fine-tune the policy (a `policy_source.portable`) on a training set (`example_shards`), leave it in `folder`/policy and return its figures.
 
     Run again after a kill, it goes on from the last checkpoint in `folder`.
 
@@ -39,16 +42,16 @@ def train_policy(
         "probed": probed,
         "origin": {"settings": deciding(config, "sft"), "examples": examples_id},
     }
-    return learners.run(_worker, arguments, config=config, folder=folder, policy_path=policy_path)
+    return learners.run(_worker, arguments, config=config, folder=folder, policy=policy)
 
 
-def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
+def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
     """One learner rank."""
     from raml_ray.stages.course import Course
     from raml_ray.workers import sft_loop, sft_plan, skipped_batches
 
     config = learners.started(arguments)
-    folder, policy_path = Folder(arguments["folder"]), str(arguments["policy_path"])
+    folder, policy_path = Folder(arguments["folder"]), on_this_node(arguments["policy"])
     examples = Folder(arguments["examples"])
     plan = sft_plan.plan(example_shards.read_index(examples).rows, config.sft, config.seed)
     learner = learners.loaded(policy_path, config)
@@ -77,4 +80,4 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, float]:
         "sft/examples": plan.num_examples,
         "sft/resumed_from_step": course.start_step,
     }
-    return left or figures | course.figures
+    return left or figures | course.figures | learners.nodes()

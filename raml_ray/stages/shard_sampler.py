@@ -17,8 +17,10 @@ from ray.actor import ActorHandle
 
 from raml_ray import faults, records
 from raml_ray.config import fingerprint
+from raml_ray.policy_source import on_this_node
 from raml_ray.records import Question, Rejected, Trajectory
 from raml_ray.settings import EngineConfig, PromptConfig
+from raml_ray.stages import meters
 from raml_ray.stages.ledger import ANSWERS_S, Batch, Order, Part
 from raml_ray.stages.shards import QUESTIONS, TRAJECTORIES, sample_key, shard_name, with_rejected
 from raml_ray.storage import Folder
@@ -85,20 +87,22 @@ class ShardSampler:
 
     def __init__(self, job: dict[str, Any], ledger: ActorHandle) -> None:
         """Raises: RuntimeError if the step is to end, or the policy cannot be served with these settings."""
-        self._job, self._ledger, self._name = job, ledger, uuid.uuid4().hex
+        self._job, self._ledger, self._name = dict(job), ledger, uuid.uuid4().hex
         here = ray.get_runtime_context()
-        if stop := self._tell("starting", here.get_actor_id(), here.get_node_id()):
+        self._node = here.get_node_id()
+        if stop := self._tell("starting", here.get_actor_id(), self._node):
             raise RuntimeError(stop)
         # Only another process can end one that hangs in the start of its engine: Ray then makes a fresh one.
         self._settings = EngineConfig.model_validate(job["engine"])
         faulthandler.dump_traceback_later(self._settings.start_timeout_s, exit=True)
         self._folder = Folder(job["folder"])
+        self._job["policy_path"] = on_this_node(job["policy_path"])
         faults.arm(*job["drill"])
         self._prompt = PromptConfig.model_validate(job["prompt"])
         self._sampling, self._budget = job["sampling"], job["budget"]
         self._questions = self._folder.read_table(QUESTIONS)
-        self._tokenizer = policies.load_tokenizer(job["policy_path"])
-        self._policy_id = policies.policy_id(job["policy_path"], job["policy_name"])
+        self._tokenizer = policies.load_tokenizer(self._job["policy_path"])
+        self._policy_id = policies.policy_id(self._job["policy_path"], job["policy_name"])
         self._how = self._fingerprint()
         self._gate = Gate()
         self._loop = EngineLoop(self._engine, stall_timeout_s=self._settings.stall_timeout_s, on_failure=self._end)
@@ -141,11 +145,12 @@ class ShardSampler:
         reports = [self._make(int(shard)) for shard in batch["shard"]]
         return {name: [report[name] for report in reports] for name in reports[0]}
 
-    def _make(self, shard: int) -> dict[str, int]:
+    def _make(self, shard: int) -> dict[str, int | str]:
         folder, name = self._folder / TRAJECTORIES, shard_name(shard)
         size = self._job["shard_questions"]
         questions = records.questions(self._questions.slice(shard * size, size))
-        report = {"shard": shard, "rows": len(questions) * self._job["num_samples"], "tokens": 0}
+        rows_asked = len(questions) * self._job["num_samples"]
+        report: dict[str, int | str] = {"shard": shard, "node": self._node, "rows": rows_asked, "tokens": 0}
         if folder.exists(name):  # what was lost is Ray's note of it
             return report
         asked, rejected = self._asked(questions)
@@ -158,7 +163,10 @@ class ShardSampler:
         if not folder.exists(name):  # an engine that was believed dead may have made it meanwhile
             folder.write_table(name, with_rejected(rows, rejected))
         ray.get(self._ledger.done.remote(shard), timeout=ANSWERS_S)
-        return report | {"tokens": pc.sum(pc.list_value_length(rows["token_ids"])).as_py() or 0}
+        tokens = pc.sum(pc.list_value_length(rows["token_ids"])).as_py() or 0
+        meters.count("raml_engine_responses", rows.num_rows)
+        meters.count("raml_engine_tokens", tokens)
+        return report | {"tokens": tokens}
 
     def _asked(self, questions: Sequence[Question]) -> tuple[dict[str, Asked], list[Rejected]]:
         """Every sample of these questions by its key, but for those that no engine is asked for."""

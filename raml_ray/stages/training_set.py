@@ -100,7 +100,7 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
 def _encoding(context: Context) -> example_shards.Encoding:
     settings = context.config.sft
     return example_shards.Encoding(
-        context.policy_path,
+        context.policy_source,
         context.config.prompt,
         settings.max_length,
         with_sketches=settings.selection == "diverse",

@@ -2,9 +2,11 @@
 
 `<folder>/step-00000010/` holds torch.distributed.checkpoint's files (another number of ranks can read them),
 `manifest.json` (step, what the loop wants to remember, SHA-256 of every file) and `COMMIT` (the manifest's own).
-All ranks must see the folder: a shared file system when they are on several machines.
+All ranks must see the folder: a shared file system when they are on several machines, or a URL, to which files go by
+way of a folder of each rank's own.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -20,6 +22,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from raml_ray import faults
+from raml_ray.storage import Folder, is_url
 
 logger = logging.getLogger(__name__)
 
@@ -43,49 +46,51 @@ def save(folder: str, step: int, tensors: Mapping[str, Tensor], extra: Mapping[s
     A collective. Raises: CannotSave, on all ranks alike, if one cannot write (a full disk), or rank 0 does not see what
     another rank wrote; nothing of it is left then.
     """
-    target, rank = Path(folder) / f"step-{step:08d}", dist.get_rank()
+    target, rank = Folder(folder) / f"step-{step:08d}", dist.get_rank()
 
     def write_files() -> dict[str, str]:
         faults.reach("checkpoint", rank, step)
-        state_dict_saver.save(dict(tensors), checkpoint_id=target)
-        mine = [path for path in target.iterdir() if path.name.startswith(f"__{rank}_")]
+        with target.filled() as files:
+            state_dict_saver.save(dict(tensors), checkpoint_id=files)
+            mine = [path for path in Path(files).iterdir() if path.name.startswith(f"__{rank}_")]
+            if rank == 0:
+                mine.append(Path(files, ".metadata"))
+            hashes = {path.name: _synced_hash(path) for path in mine}
         faults.reach("commit", rank, step)
-        return {path.name: _synced_hash(path) for path in mine}
+        return hashes
 
     def commit() -> dict[str, str]:
-        missing = [name for name in hashes if not (target / name).exists()]
+        missing = [name for name in hashes if not target.exists(name)]
         if missing:
             raise OSError(
                 f"{missing}, which other ranks wrote, are not there: `root` must be a file system that all share"
             )
-        hashes[".metadata"] = _synced_hash(target / ".metadata")
         manifest = json.dumps({"step": step, "extra": dict(extra), "files": hashes}, indent=2)
-        _write(target / MANIFEST, manifest)
-        _write(target / COMMIT, hashlib.sha256(manifest.encode()).hexdigest())
+        target.write_text(MANIFEST, manifest)
+        target.write_text(COMMIT, hashlib.sha256(manifest.encode()).hexdigest())
         return {}
 
     try:
-        _together(lambda: _cleared(target) if rank == 0 else {})
+        _together(lambda: _discard(target) if rank == 0 else {})
         hashes = _together(write_files)
         _together(lambda: commit() if rank == 0 else {})
     except CannotSave as error:
         if rank == 0:
             _discard(target)
-        # What torch says of a full disk is where in its file it stands.
-        free = shutil.disk_usage(Path(folder)).free / 2**20
         raise CannotSave(
-            f"checkpoint {target} cannot be written ({free:.0f} MiB are free there): {error}; those before it are whole:"
-            " make room, and give the same command again"
+            f"checkpoint {target.path} cannot be written{_room(Folder(folder))}: {error}; those before it are whole: make room, and"
+            " give the same command again"
         ) from None
     if rank == 0:
-        _retain(Path(folder), keep)
+        _retain(Folder(folder), keep)
     dist.barrier()
 
 
-def _cleared(target: Path) -> dict[str, str]:
-    _discard(target)
-    target.mkdir(parents=True)
-    return {}
+def _room(folder: Folder) -> str:
+    """What torch does not say of a full disk: how much is free there."""
+    if is_url(folder.path):
+        return ""
+    return f" ({shutil.disk_usage(folder.path).free / 2**20:.0f} MiB are free there)"
 
 
 def _together(work: Callable[[], dict[str, str]]) -> dict[str, str]:
@@ -115,15 +120,18 @@ def load(folder: str, tensors: Mapping[str, Tensor]) -> Restored | None:
     Raises: ValueError if checkpoints were committed and every one of them is damaged.
     """
     damaged: list[str] = []
-    names: list[str] = _from_rank_0(_committed(Path(folder)) if dist.get_rank() == 0 else [])
+    names: list[str] = _from_rank_0(_committed(Folder(folder)) if dist.get_rank() == 0 else [])
     for name in reversed(names):
-        path = Path(folder) / name
-        problems = sorted(_gathered(dict.fromkeys(_problems(path), "")))
-        if not problems:
-            state_dict_loader.load(dict(tensors), checkpoint_id=path)
-            manifest = json.loads((path / MANIFEST).read_text())
-            return Restored(int(manifest["step"]), manifest["extra"])
-        damaged.append(f"{path}: {'; '.join(problems)}")
+        checkpoint = Folder(folder) / name
+        with checkpoint.at_hand() as files:
+            # A rank that has fetched its own copy looks at all of it.
+            found = _problems(Path(files), shared=not is_url(folder))
+            problems = sorted(_gathered(dict.fromkeys(found, "")))
+            if not problems:
+                state_dict_loader.load(dict(tensors), checkpoint_id=files)
+                manifest = json.loads(Path(files, MANIFEST).read_text())
+                return Restored(int(manifest["step"]), manifest["extra"])
+        damaged.append(f"{checkpoint.path}: {'; '.join(problems)}")
         logger.warning("checkpoint passed over, %s", damaged[-1])
     if damaged:
         raise ValueError(
@@ -132,7 +140,7 @@ def load(folder: str, tensors: Mapping[str, Tensor]) -> Restored | None:
     return None
 
 
-def _problems(path: Path) -> list[str]:
+def _problems(path: Path, *, shared: bool = True) -> list[str]:
     """What is wrong with a committed checkpoint, as far as this rank looks: ranks share the files among them."""
     try:
         text = (path / MANIFEST).read_text()
@@ -141,29 +149,29 @@ def _problems(path: Path) -> list[str]:
         files = sorted(json.loads(text)["files"].items())
         return [
             f"{name} is not what was committed"
-            for name, expected in files[dist.get_rank() :: dist.get_world_size()]
+            for name, expected in (files[dist.get_rank() :: dist.get_world_size()] if shared else files)
             if _hash(path / name) != expected
         ]
     except (OSError, UnicodeDecodeError) as error:
         return [str(error)]
 
 
-def _committed(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.glob("step-*") if (path / COMMIT).exists())
+def _committed(folder: Folder) -> list[str]:
+    return [name for name in folder.names("step-") if (folder / name).exists(COMMIT)]
 
 
-def _retain(folder: Path, keep: int) -> None:
+def _retain(folder: Folder, keep: int) -> None:
     kept = set(_committed(folder)[-keep:])
-    for path in folder.glob("step-*"):
-        if path.name not in kept:
-            _discard(path)
+    for name in folder.names("step-"):
+        if name not in kept:
+            _discard(folder / name)
 
 
-def _discard(path: Path) -> None:
-    (path / COMMIT).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+def _discard(checkpoint: Folder) -> dict[str, str]:
+    (checkpoint / COMMIT).remove()  # first of all: what is half gone does not count
+    with contextlib.suppress(OSError):
+        checkpoint.remove()
+    return {}
 
 
 def _hash(path: Path) -> str:
@@ -175,13 +183,6 @@ def _synced_hash(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _gathered(mine: dict[str, str]) -> dict[str, str]:

@@ -2,14 +2,13 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from raml_ray.storage import Folder
 from raml_ray.text.batches import Example
 
 logger = logging.getLogger(__name__)
@@ -20,8 +19,7 @@ MOST_KEPT = 3
 
 def keep(folder: str, step: int, rank: int, examples: Sequence[Example], figures: Mapping[str, float]) -> None:
     """Write a rank's share of a batch, with its figures as metadata; nothing if it has none, or wrote enough before."""
-    target = Path(folder)
-    number = len(list(target.glob(f"*.rank-{rank}.safetensors")))
+    number = len(Folder(folder).names(suffix=f".rank-{rank}.safetensors"))
     logger.warning("step %d was left out: %s", step, dict(figures))
     if not examples or number >= MOST_KEPT:
         return
@@ -34,11 +32,9 @@ def keep(folder: str, step: int, rank: int, examples: Sequence[Example], figures
         f"fields.{name}": torch.cat([torch.tensor(example.fields[name]).float() for example in examples])
         for name in examples[0].fields
     }
-    target.mkdir(parents=True, exist_ok=True)
-    path = target / f"{number}-step-{step:08d}.rank-{rank}.safetensors"
-    partial = path.with_suffix(".tmp")
-    save_file(tensors, partial, {"step": str(step), **{name: json.dumps(value) for name, value in figures.items()}})
-    os.replace(partial, path)
+    with Folder(folder).writing(f"{number}-step-{step:08d}.rank-{rank}.safetensors") as file:
+        told = {"step": str(step), **{name: json.dumps(value) for name, value in figures.items()}}
+        file.write(save(tensors, told))
 
 
 def read(path: str) -> tuple[list[Example], dict[str, float]]:

@@ -1,12 +1,9 @@
 """What a step asks of the cluster: the room that a sweep keeps for each of its trials."""
 
-from pathlib import Path
-
 import pytest
 
 from raml_ray.config import Config, ConfigError, Stage, override
 from raml_ray.stages import learners, needs
-from raml_ray.storage import Folder
 
 
 def total(stage: Stage, **settings: object) -> tuple[float, float]:
@@ -28,9 +25,9 @@ def test_learners_engines_and_instruments_are_added_up_with_their_gpus() -> None
 
 @pytest.mark.ray
 def test_learners_go_to_nodes_of_their_labels_and_labels_that_no_node_carries_are_refused(
-    cluster: None, tmp_path: Path
+    cluster: None,
 ) -> None:
     train = override(Config(), {"train.node_labels.zone": "nowhere"}).train
     assert learners._workers(train).label_selector == {"zone": "nowhere"}
     with pytest.raises(ConfigError, match=r"no node carries train.node_labels=\{'zone': 'nowhere'\}"):
-        learners.check(train, Folder(str(tmp_path)), "policy")
+        learners.check(train, "policy")

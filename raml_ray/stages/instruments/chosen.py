@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raml_ray import cluster, records
 from raml_ray.config import Config, ConfigError, dump, load
+from raml_ray.policy_source import on_this_node
 from raml_ray.records import Verdict
 from raml_ray.settings import PromptConfig
 from raml_ray.stages import mapping, rollouts, training_set
@@ -175,8 +176,8 @@ def mapped(
         chosen = pa.Table.from_pylist(list(shards[shard["shard"]]), schema=columns)
         (folder / "chosen").write_table(_name(shard["shard"]), chosen)
     if missing:
-        policy_path, _ = rollouts.opened_policy(context)
-        job = {"folder": folder.path, "policy_path": policy_path, "config": dump(context.config)}
+        rollouts.opened_policy(context)
+        job = {"folder": folder.path, "policy": context.policy_source, "config": dump(context.config)}
         arguments = {"job": job, "open_policy": open_policy, "make": make, "table": table}
         workers = mapping.Workers(settings.num_workers, gpus=settings.gpus_per_worker)
         patience = mapping.Patience(settings.shard_timeout_s, f"analyze.shard_timeout_s={settings.shard_timeout_s:g}")
@@ -216,7 +217,7 @@ class ShardWorker:
         torch.set_num_threads(1)
         config = load(job["config"], "the instrument's configuration")
         self._folder, self._table = Folder(job["folder"]), table
-        self._measure = make(open_policy(job["policy_path"], config), config)
+        self._measure = make(open_policy(on_this_node(job["policy"]), config), config)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         reports = [self._shard(int(shard)) for shard in batch["shard"]]

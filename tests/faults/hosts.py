@@ -1,0 +1,148 @@
+"""Hosts on one machine: each has its own network address, host name, processes, shared memory and /tmp/ray.
+
+They are Linux namespaces behind one bridge. What lies on the disk they share, as over NFS, but for what `hide` takes away.
+"""
+
+import contextlib
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+NETWORK = "10.77.0"
+SHARED_MEMORY = "2g"
+UNSHARE = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+@dataclass(slots=True)
+class Host:
+    """One of them, and what is to be put before a command that runs there."""
+
+    name: str
+    address: str
+    enter: list[str]
+    link: list[str] = field(default_factory=list)
+    """The command that, with `up` or `down` behind it, plugs its cable in or pulls it; empty if it has none."""
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def run(self, command: str, environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+        """A shell command, to its end. Raises: AssertionError with what it said if it fails."""
+        done = subprocess.run(
+            self._words(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, f"{self.name}: {command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        return done
+
+    def start(self, command: str, environment: Mapping[str, str], said: Path) -> subprocess.Popen[str]:
+        """A shell command in the background; what it says goes to a file."""
+        with said.open("a") as file:
+            process = subprocess.Popen(
+                self._words(command),
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def _words(self, command: str) -> list[str]:
+        return [*self.enter, "bash", "-c", command]
+
+    def unplug(self) -> None:
+        """Nothing comes in or goes out any more, and nobody is told: what runs there runs on."""
+        _done([*self.link, "down"])
+
+    def plug(self) -> None:
+        _done([*self.link, "up"])
+
+    def hide(self, folder: Path) -> None:
+        """The host sees an empty folder of its own there."""
+        _done([*self.enter, "mount", "-t", "tmpfs", "tmpfs", str(folder)])
+
+    def show(self, folder: Path) -> None:
+        """Undoes `hide`."""
+        _done([*self.enter, "umount", str(folder)])
+
+
+def missing() -> str:
+    """Why there can be no namespaces here; empty if there can."""
+    done = subprocess.run(
+        [*UNSHARE, "sh", "-c", "ip link add name b type bridge && mount -t tmpfs tmpfs /mnt"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stderr.strip() if done.returncode else ""
+
+
+@contextlib.contextmanager
+def behind_one_switch(names: Sequence[str], folder: Path) -> Iterator[dict[str, Host]]:
+    """Hosts of these names. `folder` takes what they read in place of /etc/hosts and /etc/resolv.conf."""
+    addresses = {name: f"{NETWORK}.{number}" for number, name in enumerate(names, 1)}
+    known, nameservers = folder / "hosts", folder / "resolv.conf"
+    known.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items()))
+    nameservers.write_text("")
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    keepers: list[subprocess.Popen[bytes]] = []
+    try:
+        switch = _namespaces(
+            "ip link set lo up && ip link add name switch type bridge && ip link set switch up", keepers
+        )
+        hosts = {}
+        for name, address in addresses.items():
+            mounts = f"mount --bind {known} /etc/hosts && mount --bind {nameservers} /etc/resolv.conf"
+            mounts += f" && mount -t tmpfs -o size={SHARED_MEMORY} tmpfs /dev/shm && mount -t tmpfs tmpfs /tmp/ray"
+            inside = _namespaces(f"hostname {name} && ip link set lo up && {mounts}", keepers)
+            on_switch = ["nsenter", f"--net=/proc/{switch}/ns/net"]
+            _done([*on_switch, *f"ip link add to-{name} type veth peer name eth0 netns {inside}".split()])
+            _done([*on_switch, *f"ip link set to-{name} master switch up".split()])
+            for words in (
+                f"addr add {address}/24 dev eth0",
+                "link set eth0 up",
+                f"route add default via {NETWORK}.254",
+            ):
+                _done([*_enter(inside), "ip", *words.split()])
+            hosts[name] = Host(name, address, _enter(inside), [*on_switch, "ip", "link", "set", f"to-{name}"])
+        yield hosts
+    finally:
+        for keeper in keepers:  # all that runs inside goes with it
+            keeper.kill()
+            keeper.wait()
+
+
+def _namespaces(prepare: str, keepers: list[subprocess.Popen[bytes]]) -> int:
+    """New namespaces in which the command has been run; the process that is number one in them, by its id out here."""
+    command = [*UNSHARE, "sh", "-c", f"{prepare} && echo ready && exec sleep infinity"]
+    keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    keepers.append(keeper)
+    assert keeper.stdout is not None
+    assert keeper.stdout.readline() == b"ready\n", f"not prepared: {prepare}"
+    return int(Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()[0])
+
+
+def _enter(pid: int) -> list[str]:
+    return ["nsenter", f"--target={pid}", "--net", "--mount", "--uts", "--pid"]
+
+
+def _done(words: Sequence[str]) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
+
+
+def waited_for(what: str, is_there: object, timeout: float) -> None:
+    """Returns when the function says so. Raises: AssertionError after so many seconds."""
+    assert callable(is_there)
+    deadline = time.monotonic() + timeout
+    while not is_there():
+        assert time.monotonic() < deadline, f"no {what} within {timeout:g} s"
+        time.sleep(0.2)

@@ -1,0 +1,96 @@
+"""Following a job: nothing is said twice, whatever becomes of the connection."""
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from ray.job_submission import JobStatus
+
+from raml_ray import environment, submit
+from raml_ray.__main__ import main
+from raml_ray.config import ConfigError
+
+LOG = "".join(f"line {number}\n" for number in range(10))
+
+
+class Details:
+    """What the job API says of a job."""
+
+    def __init__(self, status: JobStatus, code: int) -> None:
+        self.status, self.driver_exit_code, self.message = status, code, "why it ended"
+
+
+class Flaky:
+    """A cluster whose connection breaks after so many characters, each time a different way, and then holds."""
+
+    def __init__(self, breaks: list[tuple[int, Exception]], status: JobStatus, code: int) -> None:
+        self._breaks, self._details, self.asked = breaks, Details(status, code), 0
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        self.asked += 1
+        end, error = self._breaks.pop(0) if self._breaks else (len(LOG), None)
+        for start in range(0, end, 7):
+            yield LOG[start : min(start + 7, end)]
+        if error:
+            raise error
+
+    def get_job_info(self, job: str) -> Any:
+        if self._breaks:
+            raise ConnectionError("no route to host")
+        return self._details
+
+    def get_job_logs(self, job: str) -> str:
+        return LOG
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "RETRY_S", 0.0)
+
+
+@pytest.mark.parametrize(("status", "code"), [(JobStatus.SUCCEEDED, 0), (JobStatus.FAILED, 2), (JobStatus.FAILED, 143)])
+def test_a_log_whose_connection_breaks_is_told_once_and_to_its_end(status: JobStatus, code: int) -> None:
+    said: list[str] = []
+    breaks: list[tuple[int, Exception]] = [(10, RuntimeError("closed")), (3, OSError("reset")), (45, TimeoutError())]
+    cluster = Flaky(breaks, status, code)
+    assert submit.follow(cluster, "job", said.append) == code  # type: ignore[arg-type]
+    assert "".join(said) == LOG
+    assert cluster.asked >= 3
+
+
+def test_a_cluster_that_stays_away_is_given_up_with_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "LOST_S", -1.0)
+    cluster = Flaky([(3, OSError("reset"))] * 2, JobStatus.RUNNING, 0)
+    with pytest.raises(RuntimeError, match="raml submit --follow job"):
+        submit.follow(cluster, "job", lambda text: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "smoke"], "root=runs is a folder of each host's own"),
+        (["run", "smok", "root=/x"], "did you mean 'smoke'"),
+        (["grpo", "smoke", "root=/x", "grpo.num_update=3"], "did you mean 'grpo.num_updated'"),
+        (["run", "/elsewhere/config.json", "root=/x"], "not below the working directory"),
+        (["doctor"], "only run, ablate and stages"),
+        ([], "give a command"),
+    ],
+)
+def test_what_the_cluster_would_stumble_over_is_refused_here(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "--address", "http://127.0.0.1:1", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_cluster_is_never_joined_without_saying_with_which_token(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    with pytest.raises(ConfigError, match="export RAY_AUTH_TOKEN"):
+        environment.prepare("http://head:8265")
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    environment.prepare()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
