@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import fsspec
 
-from raml_ray.config import Config, dump, fingerprint, flatten
+from raml_ray.config import Config, fingerprint, flatten
 from raml_ray.metrics_file import MetricsTail, progress_table
 from raml_ray.provenance import git_revision, identity_of, mlflow_name, tracking_uri, version_tags, without_secrets
 from raml_ray.storage import Folder, absolute, is_url
@@ -84,7 +84,9 @@ class Tracker:
         if uri is None:
             return
         self._sender = _Sender(uri, config.tracking.experiment, absolute(config.root))
-        tags = {"raml.run": f"{config.name}@{fingerprint(config)}", "raml.config": without_secrets(dump(config))}
+        # Without indentation: MLflow cuts tags off at 8,000 characters.
+        text = without_secrets(config.model_dump_json())
+        tags = {"raml.run": f"{config.name}@{fingerprint(config)}", "raml.config": text}
         tags["raml.seed"] = self._seed
         if trial is None:
             self._put(Start("", run_folder, flatten(config), tags | version_tags()))
