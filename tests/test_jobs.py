@@ -61,14 +61,21 @@ def head() -> Iterator[Head]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while status(address, environment["RAY_AUTH_TOKEN"]) != 200:
             assert process.poll() is None and time.monotonic() < deadline, "the head node did not start"
             time.sleep(0.5)
+        # It lists jobs before it can start one: its agent comes up later.
+        while "No available agent" in submit(Head(address, environment), "-c", "pass").stderr:
+            assert process.poll() is None and time.monotonic() < deadline, "the head node's agent did not start"
         yield Head(address, environment)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
