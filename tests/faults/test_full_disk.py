@@ -24,7 +24,7 @@ def test_shards_that_are_there_stay_and_the_same_command_makes_the_rest(cluster:
         data__limit=12,
         generate__shard_questions=2,
         generate__num_samples=32,
-        engine__max_num_seqs=32,  # two shards at once: when the fourth enters, one is there at least
+        engine__max_num_seqs=8,  # two shards at once: when the fourth enters, one is there at least
         drill__faults="engine:*:3:enospc",
     )
     with pytest.raises(RayTaskError, match="File too large"):
