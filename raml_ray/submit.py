@@ -29,6 +29,10 @@ ANSWERS_S = 20.0
 QUIET_S = 20.0
 """A job that says nothing for so long is asked whether it still runs: a lost connection is silent, too."""
 RETRY_S = 3.0
+STARTS_S = 120.0
+"""A cluster that answers takes jobs by then: the head's agent comes up after what lists them."""
+NOT_YET = "No available agent"
+"""In Ray's words until then."""
 LOST_S = 3600.0
 """So long a cluster that does not answer is asked again."""
 
@@ -69,14 +73,23 @@ def client(address: str) -> Client:
 def start(to: Client, words: Sequence[str], working_dir: str = ".") -> str:
     """Start `raml WORDS...` on the cluster, in a copy of the working directory, and return the job's id.
 
-    Raises: ValueError, in Ray's words, if the working directory holds more than Ray takes.
+    Raises: ValueError, in Ray's words, if the working directory holds more than Ray takes; RuntimeError, in Ray's words, if
+    the cluster does not take it.
     """
     environment = {"working_dir": working_dir, "excludes": EXCLUDED, "env_vars": {"PYTHONUNBUFFERED": "1"}}
     command = shlex.join(words)
-    job: str = to.submit_job(
-        entrypoint=f"python -m raml_ray {command}", runtime_env=environment, metadata={"raml": command}
-    )
-    return job
+    deadline = time.monotonic() + STARTS_S
+    while True:
+        try:
+            return str(
+                to.submit_job(
+                    entrypoint=f"python -m raml_ray {command}", runtime_env=environment, metadata={"raml": command}
+                )
+            )
+        except RuntimeError as error:
+            if NOT_YET not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY_S)
 
 
 def answer(of: Client, job: str) -> tuple[str, int]:

@@ -49,6 +49,26 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "RETRY_S", 0.0)
 
 
+class Young:
+    """A head that answers before it can start a job."""
+
+    def __init__(self, *refusals: str) -> None:
+        self._refusals = list(refusals)
+
+    def submit_job(self, **named: object) -> str:
+        if self._refusals:
+            raise RuntimeError(self._refusals.pop(0))
+        return f"job of {named['entrypoint']}"
+
+
+def test_a_cluster_that_has_just_started_is_asked_again_and_any_other_refusal_is_told() -> None:
+    not_yet = "Request failed with status code 500: No available agent to submit job, please try again later."
+    young = Young(not_yet, not_yet)
+    assert submit.start(young, ["run", "smoke"]) == "job of python -m raml_ray run smoke"  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="no room"):
+        submit.start(Young("no room"), ["run", "smoke"])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("status", "code"), [(JobStatus.SUCCEEDED, 0), (JobStatus.FAILED, 2), (JobStatus.FAILED, 143)])
 def test_a_log_whose_connection_breaks_is_told_once_and_to_its_end(status: JobStatus, code: int) -> None:
     said: list[str] = []
