@@ -13,6 +13,9 @@ from raml_ray.stages import meters, verify
 from raml_ray.stages.generate import run as generate
 from tests.stages.contexts import context, finish
 
+# Not a fault, but it wants a Ray of its own: `make test-cluster`.
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
+
 PATIENCE_S = 60.0
 
 
@@ -41,8 +44,6 @@ class Teller:
         meters.show("raml_learner", 0.25, step="sft", metric="sft/loss")
 
 
-@pytest.mark.ray
-@pytest.mark.slow
 def test_a_node_serves_what_was_told_and_what_engines_and_judges_did(cluster: None, tmp_path: Path) -> None:
     teller = Teller.remote()
     ray.get(teller.tell.remote())
