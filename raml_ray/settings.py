@@ -191,6 +191,10 @@ class GenerateConfig(Settings):
     """Response tokens."""
     stop: tuple[str, ...] = ()
     """Texts that end a response; the token that completes one is its last."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that no response holds, with or without a space before them: their last token is not drawn."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of a token id and what is added to its logit: `[[42, -5.0]]`."""
     thinking_budget: int = Field(0, ge=0)
     """Budget forcing: thinking that has not ended after so many tokens is cut there and `budget_text` put behind it; 0 is off."""
     budget_text: str = "\n</think>\n\n**Final Answer**\n\\boxed{"

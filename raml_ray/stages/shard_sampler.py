@@ -116,7 +116,7 @@ class ShardSampler:
                 self._job["policy_path"],
                 self._settings,
                 seed=self._job["seed"],
-                needs_text=bool(self._sampling.stop),
+                needs_text=self._sampling.needs_text,
             )
         except CannotServe as error:  # another attempt would end alike
             self._ledger.stop.remote(f"the engine cannot serve this policy with these settings: {error}")

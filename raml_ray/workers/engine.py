@@ -33,7 +33,7 @@ class Engine(SteppedEngine):
     def __init__(self, policy_path: str, settings: EngineConfig, *, seed: int, needs_text: bool = False) -> None:
         """Starts vLLM in this process (on several GPUs: one process per rank).
 
-        With needs_text it reads along what it samples, as stop texts need it.
+        With needs_text it reads along what it samples, as stop texts and bad words need it.
 
         Raises: CannotServe if the policy's configuration cannot be read, or needs_text and it has no tokenizer; what
         vLLM raises, which may be a ValueError, too, if memory is short.
@@ -41,6 +41,7 @@ class Engine(SteppedEngine):
         engine_arguments.set_environment(policy_path)
         from transformers import AutoConfig
         from vllm import LLM
+        from vllm.tokenizers.hf import get_cached_tokenizer
 
         self._settings, self._policy_path, self._version = settings, policy_path, 0
         self._needs_text, self._num_tokens, self._num_loads = needs_text, 0, 0
@@ -70,7 +71,7 @@ class Engine(SteppedEngine):
             torch.set_num_threads = set_num_threads
         self._vocab_size = int(self._vllm.llm_engine.model_config.get_vocab_size())
         # Handed over by hand: vLLM would load it by the class that config.json names, which may be another.
-        self._vllm.llm_engine.output_processor.tokenizer = tokenizer
+        self._vllm.llm_engine.output_processor.tokenizer = tokenizer and get_cached_tokenizer(tokenizer)
         self._vllm.llm_engine.set_weight_version(str(self._version))
 
     @property
@@ -99,7 +100,7 @@ class Engine(SteppedEngine):
     def add(self, number: int, request: Request, sampling: Sampling) -> Failure | None:
         """As `SteppedEngine.add`; what fits into max_model_len ends a response early.
 
-        Raises: ValueError for stop texts if the engine was started without needs_text.
+        Raises: ValueError for stop texts or bad words if the engine was started without needs_text.
         """
         from vllm.exceptions import VLLMValidationError
         from vllm.inputs.engine import tokens_input
@@ -107,11 +108,16 @@ class Engine(SteppedEngine):
         reason = refusal(request.prompt_token_ids, self._vocab_size, self._settings.max_model_len)
         if reason is not None:
             return Failure(reason)
-        if sampling.stop and not self._needs_text:
-            raise ValueError(f"stop={sampling.stop}: an engine must be started with needs_text=True to see stop texts")
+        if sampling.needs_text and not self._needs_text:
+            raise ValueError(
+                f"stop={sampling.stop}, bad_words={sampling.bad_words}: an engine must be started with needs_text=True to"
+                " know texts"
+            )
         # Keys and values that older weights cached are never found again: requests under way forbid to drop them.
         prompt = tokens_input(request.prompt_token_ids, cache_salt=str(self._num_loads))
         params = engine_arguments.params_of(request, sampling, self._settings.max_model_len)
+        if sampling.bad_words:
+            params.update_from_tokenizer(self._vllm.llm_engine.output_processor.tokenizer)
         try:
             self._vllm.llm_engine.add_request(str(number), prompt, params)
         except VLLMValidationError as error:

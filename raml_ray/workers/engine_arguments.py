@@ -84,6 +84,8 @@ def params_of(request: Request, sampling: Sampling, max_model_len: int) -> "Samp
         min_tokens=min(sampling.min_tokens, room),
         max_tokens=room,
         stop=list(sampling.stop),
+        bad_words=list(sampling.bad_words),
+        logit_bias=dict(sampling.logit_bias) or None,
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=True,  # sampling.stop_token_ids says all
         logprobs=0,

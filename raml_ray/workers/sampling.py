@@ -41,6 +41,15 @@ class Sampling:
     """No response ends before it has so many tokens, unless there is no room for them."""
     stop: tuple[str, ...] = ()
     """Texts that end a response; the token that completes one is the response's last."""
+    bad_words: tuple[str, ...] = ()
+    """Texts whose last token is never drawn where it would complete them, with and without a space before them."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit)."""
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether an engine needs a tokenizer to draw so."""
+        return bool(self.stop or self.bad_words)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -64,6 +73,10 @@ class Sampling:
             )
         if not all(self.stop):
             raise ValueError(f"stop={self.stop}: an empty text would end every response at once")
+        if not all(word.strip() for word in self.bad_words):
+            raise ValueError(f"bad_words={self.bad_words}: an empty text cannot be left out")
+        if not all(token >= 0 and math.isfinite(bias) for token, bias in self.logit_bias):
+            raise ValueError(f"logit_bias={self.logit_bias}: must be token ids, each with a finite number")
 
     def to_json(self) -> str:
         """What is switched off is left out, so that the ids of trajectories do not depend on it."""
@@ -93,8 +106,8 @@ class Completion:
     token_ids: list[int]
     """The token that stopped it included."""
     logprobs: list[float]
-    """Of each token under the distribution that it was drawn from (temperature, top-p, top-k, min-p and penalties
-    applied), nats."""
+    """Of each token under the distribution that it was drawn from (temperature, top-p, top-k, min-p, penalties,
+    bias and bad words applied), nats."""
     finish_reason: FinishReason
     weight_versions: list[Span]
     """One behind the other, over all tokens; several where new weights came while it was under way."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raml_ray.settings import EngineConfig
@@ -40,6 +40,7 @@ def engine(model: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("policy")
     model.save_pretrained(path)
     words = Tokenizer(models.WordLevel({word(token): token for token in range(VOCAB_SIZE)}, unk_token=word(0)))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex("[A-Z][0-9]"), "isolated")
     words.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(tokenizer_object=words, additional_special_tokens=[word(60)]).save_pretrained(path)
     started = Engine(str(path), SETTINGS, seed=0, needs_text=True)
@@ -110,6 +111,27 @@ def test_no_response_ends_before_min_tokens(engine: Engine) -> None:
     # Where there is no room for so many, a response is as long as it can be.
     crowded = completions(engine.generate([Request([5] * 46, 0)], replace(ends_soon, min_tokens=5)))[0]
     assert len(crowded.token_ids) == 2
+
+
+@pytest.mark.vllm
+def test_bias_and_bad_words_shape_the_distribution_that_is_sampled_from(
+    engine: Engine, model: LlamaForCausalLM
+) -> None:
+    free = completions(engine.generate([Request([4, 9], 21)], SAMPLING))[0].token_ids
+    one, two = word(free[0]), word(free[0]) + word(free[1])
+    # Of two tokens in a row the second alone is left out, and only behind the first.
+    apart = completions(engine.generate([Request([4, 9], 21)], replace(SAMPLING, bad_words=(two,))))[0].token_ids
+    assert (apart[0], apart[1] != free[1]) == (free[0], True)
+    shaped = replace(SAMPLING, temperature=0.8, bad_words=(one,), logit_bias=((5, 3.0), (6, -2.5)))
+    reply = completions(engine.generate([Request([4, 9], 21)], shaped))[0]
+    assert free[0] not in reply.token_ids
+    for place, (token, logprob) in enumerate(zip(reply.token_ids, reply.logprobs, strict=True)):
+        with torch.no_grad():
+            logits = model(torch.tensor([[4, 9, *reply.token_ids[:place]]])).logits[0, -1].double()
+        logits[5] += 3.0
+        logits[6] -= 2.5
+        logits[free[0]] = -math.inf
+        assert logprob == pytest.approx(float((logits / 0.8).log_softmax(-1)[token]), abs=1e-4)
 
 
 @pytest.mark.vllm
@@ -210,6 +232,8 @@ def test_threads_can_still_be_set_beside_an_engine(engine: Engine) -> None:
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"bad_words": ("Wait", " ")}, "bad_words"),
+        ({"logit_bias": ((3, math.inf),)}, "logit_bias"),
         ({"min_tokens": 5}, "min_tokens=5: .* max_tokens=4"),
         ({"stop": ("a", "")}, "stop"),
     ],
