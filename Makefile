@@ -27,7 +27,7 @@ test: lint      ## all tests that need no GPU and kill nothing at random
 	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not gpu and not faults"
 
 test-faults: setup ## engines, nodes and drivers killed at random moments: nothing is lost (minutes)
-	.venv/bin/python -m pytest -s tests/faults --ignore tests/faults/test_hosts.py --ignore tests/faults/test_s3.py \
+	.venv/bin/python -m pytest -s -m faults --ignore tests/faults/test_hosts.py --ignore tests/faults/test_s3.py \
 	  --ignore tests/faults/test_meters.py
 
 test-cluster: setup ## the README's "On a cluster" on hosts of their own, and a root in S3 whose server is killed (20 minutes)

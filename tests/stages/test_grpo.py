@@ -128,6 +128,7 @@ def test_a_stale_head_stops_the_run_and_is_named(runs: Path, tmp_path: Path) -> 
 @pytest.mark.ray
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_killed_run_goes_on_with_the_losses_of_an_undisturbed_one(runs: Path) -> None:
     shutil.copytree(runs / "undisturbed" / "base", runs / "killed" / "base")
     first = subprocess.Popen(command(runs, "killed"), stderr=subprocess.DEVNULL, start_new_session=True)

@@ -86,6 +86,7 @@ def kill_a_learner(folder: Folder, killed: list[int]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.faults
 def test_two_workers_one_of_which_is_killed_lose_what_one_undisturbed_does(cluster: None, tmp_path: Path) -> None:
     examples, folder, base, config = prepared(tmp_path, train__num_workers=2)
     killed: list[int] = []
@@ -130,6 +131,7 @@ sft.train_policy(Folder(examples), Folder(folder), base, load(sys.stdin.read(), 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_killed_driver_run_again_goes_on_to_identical_losses(cluster: None, tmp_path: Path) -> None:
     examples, folder, base, config = prepared(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
