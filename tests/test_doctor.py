@@ -1,5 +1,6 @@
 """Doctor: each finding with its remedy."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,26 @@ def test_the_processor_is_judged_by_its_vector_units(tmp_path: Path, flags: str,
 def test_a_machine_that_is_no_linux_is_told_what_to_do(tmp_path: Path) -> None:
     assert "Linux" in doctor._cpu(tmp_path / "none").remedy
     assert doctor._memory(tmp_path / "none").level == "warn"
+
+
+@pytest.mark.parametrize(
+    ("name", "release", "level", "works", "to_do"),
+    [
+        ("Darwin", "25.1.0", "fail", "formulas, text and reports work", "Linux"),
+        ("Windows", "11", "fail", "nothing here was made for it", "wsl --install"),
+        ("Linux", "6.6.87.2-microsoft-standard-WSL2", "warn", "all that runs on Linux runs", "inside WSL"),
+    ],
+)
+def test_other_systems_are_told_what_works_on_them_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, name: str, release: str, level: str, works: str, to_do: str
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: name)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    first = next(doctor.of_host())
+    assert (first.level, works in first.found, to_do in first.remedy) == (level, True, True)
+    monkeypatch.setattr(platform, "release", lambda: "6.12.0-amd64")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    assert next(doctor.of_host()).what == "Python", "of ordinary Linux there is nothing to say"
 
 
 def test_little_memory_and_little_space_are_found(tmp_path: Path) -> None:

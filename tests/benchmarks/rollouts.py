@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.rollouts [--questions 256] [--rounds 3] [--json FILE]
 
-`bare`: all prompts at once into vLLM's engine, stepped until it is empty, as `vllm.LLM.generate` does. `loop`: threads that ask an EngineLoop for one shard after the other,
-as many as the stage has. `async`: vLLM's AsyncLLM, its core in a process of its own. `stage`: the step `generate`, through Ray Data. Every
-way is a fresh process on the same cores, with the same engine settings, and answers the same seeded requests with the
-same tokens (checked). A round takes all ways in turn, every second one in the opposite order. Lengths are geometric: the
+`bare`: all prompts at once into vLLM's engine, stepped until it is empty, as `vllm.LLM.generate` does. `loop`: threads
+that ask an EngineLoop for one shard after the other, as many as the stage has. `async`: vLLM's AsyncLLM, its core in a
+process of its own. `stage`: the step `generate`, through Ray Data. Every way is a fresh process on the same --threads
+cores, with the same engine settings, and answers the same seeded requests with the same tokens (checked). With --spare
+the stage's engine alone has those cores, and Ray's own processes have so many others, which no other way uses. A round takes all ways in turn, every second one in the opposite order. Lengths are geometric: the
 policy has random weights, and enough of its vocabulary ends a response. The steady rate is that of the tokens whose
 responses finished between the first tenth and nine tenths of all; of `stage` a response finishes with its shard's file.
 Prints Markdown.
@@ -13,6 +14,7 @@ Prints Markdown.
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
@@ -29,6 +31,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from raml_ray.config import Config, Step, override
 from raml_ray.settings import BaseConfig, EngineConfig
@@ -100,10 +104,28 @@ def settings_of(folder: Path, options: argparse.Namespace) -> Config:
     )
 
 
+def keep_apart(cores: Sequence[int], num_engine: int) -> None:
+    """From now on the first of the cores are the engine's of the stage, and the others everyone else's."""
+    os.sched_setaffinity(0, cores[num_engine:])
+
+    def pin() -> None:
+        while True:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error, OSError):
+                    if process.name().startswith("ray::MapWorker"):
+                        for thread in process.threads():
+                            os.sched_setaffinity(thread.id, cores[:num_engine])
+            time.sleep(0.5)
+
+    threading.Thread(target=pin, daemon=True).start()
+
+
 def by_stage(folder: Path, options: argparse.Namespace) -> list[Finished]:
     """Runs the step; leaves what it asked in requests.json, for the other ways to ask the same."""
     from raml_ray.stages import pipeline
 
+    if options.spare:
+        keep_apart(sorted(os.sched_getaffinity(0)), options.threads)
     began = time.time()
     made = pipeline.run(settings_of(folder, options)) / "generate" / TRAJECTORIES
     finished, asked = [], []
@@ -258,7 +280,8 @@ def measured(finished: Sequence[Finished]) -> dict[str, Any]:
 def one_way(options: argparse.Namespace) -> None:
     """In a process of its own: puts its figures into the folder."""
     folder, engine = options.folder, settings_of(options.folder, options).engine
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    num_cores = options.threads + (options.spare if options.way == "stage" else 0)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_cores])
     if options.way == "stage":
         finished = by_stage(folder, options)
     else:
@@ -268,7 +291,7 @@ def one_way(options: argparse.Namespace) -> None:
 
 def in_a_process(way: str, round_: int, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Raises: subprocess.CalledProcessError if the way did not come to its end."""
-    names = ("questions", "samples", "mean_tokens", "max_num_seqs", "threads")
+    names = ("questions", "samples", "mean_tokens", "max_num_seqs", "threads", "spare")
     words = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
     words += [f"--way={way}", f"--round={round_}", f"--folder={folder}"]
     environment = os.environ | {
@@ -327,6 +350,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--mean-tokens", type=int, default=128, help="of a response")
     parser.add_argument("--max-num-seqs", type=int, default=64, help="engine.max_num_seqs")
     parser.add_argument("--threads", type=int, default=2, help="cores of every way, and threads of its engine")
+    parser.add_argument("--spare", type=int, default=0, help="cores of their own for Ray's processes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="`stage` and `bare` among them")
     parser.add_argument("--policies", nargs="+", choices=list(SHAPES), default=list(SHAPES))
