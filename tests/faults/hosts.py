@@ -1,15 +1,20 @@
 """Hosts on one machine: each has its own network address, host name, processes, shared memory and /tmp/ray.
 
 They are Linux namespaces behind one bridge. What lies on the disk they share, as over NFS, but for what `hide` takes away.
+Where namespaces are not to be had, hosts are processes that listen on 127.0.0.x: one that is cut off stands still.
 """
 
 import contextlib
 import shlex
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 NETWORK = "10.77.0"
 SHARED_MEMORY = "2g"
@@ -25,6 +30,8 @@ class Host:
     enter: list[str]
     link: list[str] = field(default_factory=list)
     """The command that, with `up` or `down` behind it, plugs its cable in or pulls it; empty if it has none."""
+    ray_words: str = ""
+    """Put behind `ray start` there."""
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def run(self, command: str, environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
@@ -60,10 +67,16 @@ class Host:
 
     def unplug(self) -> None:
         """Nothing comes in or goes out any more, and nobody is told: what runs there runs on."""
-        _done([*self.link, "down"])
+        self._cable("down", signal.SIGSTOP)
 
     def plug(self) -> None:
-        _done([*self.link, "up"])
+        self._cable("up", signal.SIGCONT)
+
+    def _cable(self, state: str, instead: signal.Signals) -> None:
+        if self.link:
+            _done([*self.link, state])
+        else:
+            _tell(self.name, instead)
 
     def hide(self, folder: Path) -> None:
         """The host sees an empty folder of its own there."""
@@ -118,6 +131,38 @@ def behind_one_switch(names: Sequence[str], folder: Path) -> Iterator[dict[str, 
         for keeper in keepers:  # all that runs inside goes with it
             keeper.kill()
             keeper.wait()
+
+
+MARK = "RAML_TEST_HOST"
+"""Environment variable of a host's processes, where nothing else sets them apart."""
+
+
+@contextlib.contextmanager
+def on_loopback(names: Sequence[str], _folder: Path) -> Iterator[dict[str, Host]]:
+    """Hosts of these names that share this machine's network, disk, memory and host name."""
+    # Ray's sockets lie there, whose paths may have 107 characters.
+    short = tempfile.TemporaryDirectory(prefix="raml", dir="/tmp", ignore_cleanup_errors=True)
+    hosts = {}
+    for number, name in enumerate(names, 2):
+        address, agents = f"127.0.0.{number}", 52_000 + 10 * number
+        words = f"--node-ip-address={address} --dashboard-agent-listen-port={agents}"
+        words += f" --dashboard-agent-grpc-port={agents + 1} --metrics-export-port={agents + 2}"
+        words += f" --runtime-env-agent-port={agents + 3} --temp-dir={short.name}/{name}"
+        hosts[name] = Host(name, address, ["env", f"{MARK}={name}"], ray_words=words)
+    try:
+        yield hosts
+    finally:
+        for name in names:
+            _tell(name, signal.SIGKILL)
+        short.cleanup()
+
+
+def _tell(name: str, what: signal.Signals) -> None:
+    """A signal to every process of a host on loopback."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == name:
+                process.send_signal(what)
 
 
 def _namespaces(prepare: str, keepers: list[subprocess.Popen[bytes]]) -> int:
