@@ -37,6 +37,8 @@ PARTS = ("transport", "load")
 PATIENCE_S = 300.0
 NUM_WARM_UP = 8
 """Rounds before those that count: until then the store hands out memory that was never touched, at four times the cost."""
+PAUSE_S = 0.5
+"""Before each way: the pool's own copy of the last version, which nobody waits for, is made meanwhile."""
 TOLD = {"time/gather_s": "learner", "time/engine_load_s": "pool and engine"}
 """Of what a sync says of itself, and whose time it is."""
 Round = dict[str, float]
@@ -57,7 +59,7 @@ def prepared(folder: Path, mib: int) -> None:
     (folder / "questions.jsonl").write_text(json.dumps({"problem": "Sum: 1 + 2", "answer": "3"}) + "\n")
 
 
-def settings_of(folder: Path, kind: str) -> Config:
+def settings_of(folder: Path, kind: str, bucket_mib: float = 256) -> Config:
     return override(
         Config(steps=(Step(name="grpo", stage="grpo"),)),
         {
@@ -73,6 +75,7 @@ def settings_of(folder: Path, kind: str) -> Config:
             "grpo.num_updated": 2,
             "grpo.num_minibatches": 1,
             "grpo.max_tokens": 2,
+            "grpo.sync_bucket_mib": bucket_mib,
             "cluster.num_cpus": 4,
             "cluster.object_store_mib": 1500,
         },
@@ -84,6 +87,7 @@ def in_turns(ways: dict[str, Callable[[], object]], num_rounds: int) -> list[Rou
     for number in range(NUM_WARM_UP + num_rounds):
         rounds.append({})
         for way in list(ways) if number % 2 == 0 else list(ways)[::-1]:
+            time.sleep(PAUSE_S)
             began = time.perf_counter()
             told = ways[way]()
             rounds[-1][way] = time.perf_counter() - began
@@ -92,7 +96,7 @@ def in_turns(ways: dict[str, Callable[[], object]], num_rounds: int) -> list[Rou
     return rounds[NUM_WARM_UP:]
 
 
-def transport(folder: Path, num_rounds: int) -> list[Round]:
+def transport(folder: Path, num_rounds: int, bucket_mib: float) -> list[Round]:
     import ray
     import torch.distributed as dist
 
@@ -101,7 +105,7 @@ def transport(folder: Path, num_rounds: int) -> list[Round]:
     from raml_ray.stages import grpo, rollout_pool, weight_sync
     from raml_ray.workers import policy
 
-    config = settings_of(folder, "scripted")
+    config = settings_of(folder, "scripted", bucket_mib)
     path = str(folder / "policy")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
     learner = sharding.wrap(policy.load_model(path), TrainConfig())
@@ -126,7 +130,7 @@ def transport(folder: Path, num_rounds: int) -> list[Round]:
     return rounds
 
 
-def load(folder: Path, num_rounds: int) -> list[Round]:
+def load(folder: Path, num_rounds: int, _bucket_mib: float) -> list[Round]:
     from raml_ray.workers import policy
     from raml_ray.workers.engine import Engine
 
@@ -145,7 +149,8 @@ def load(folder: Path, num_rounds: int) -> list[Round]:
 
 
 def in_a_process(part: str, folder: Path, options: argparse.Namespace) -> list[Round]:
-    words = [f"--part={part}", f"--folder={folder}", f"--rounds={options.rounds}", f"--threads={options.threads}"]
+    words = [f"--part={part}", f"--folder={folder}"]
+    words += [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in ("rounds", "threads", "bucket-mib")]
     variables = os.environ | {"OMP_NUM_THREADS": str(options.threads), "RAY_AUTH_MODE": "disabled"}
     subprocess.run([sys.executable, "-m", __spec__.name, *words], env=variables, check=True, stdout=sys.stderr)
     rounds: list[Round] = json.loads((folder / f"{part}.json").read_text())
@@ -174,6 +179,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=200, help="of weights, float32")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bucket-mib", type=float, default=256, help="grpo.sync_bucket_mib, of transport")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path, help="file for every round")
     for name, kind in (("--part", str), ("--folder", Path)):
@@ -181,7 +187,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.part:
         torch.set_num_threads(options.threads)
-        rounds = {"transport": transport, "load": load}[options.part](options.folder, options.rounds)
+        rounds = {"transport": transport, "load": load}[options.part](options.folder, options.rounds, options.bucket_mib)
         (options.folder / f"{options.part}.json").write_text(json.dumps(rounds))
         return
     with tempfile.TemporaryDirectory() as name:
