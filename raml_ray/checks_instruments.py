@@ -10,13 +10,16 @@ from raml_ray.settings import (
     RolesConfig,
 )
 
+INSIDE = ("pseudo_update", "real_updates")
+"""Instruments that read what every layer's attention computed."""
+
 
 def instrument(analyze: AnalyzeConfig) -> None:
     """What an instrument asks of what all share."""
-    if analyze.instrument == "pseudo_update" and analyze.dtype != "float32":
+    if analyze.instrument in INSIDE and analyze.dtype != "float32":
         raise ValueError(
-            f"analyze.dtype={analyze.dtype}: analyze.instrument=pseudo_update holds its updates against the layers' own"
-            " outputs to 1e-5, which only float32 has: set analyze.dtype=float32"
+            f"analyze.dtype={analyze.dtype}: analyze.instrument={analyze.instrument} holds its updates against the layers'"
+            " own outputs to 1e-5, which only float32 has: set analyze.dtype=float32"
         )
 
 
@@ -35,13 +38,11 @@ def spread(analyze: AnalyzeConfig, settings: LandscapeConfig) -> None:
             f"analyze.gpus_per_policy={gpus} are a worker's own, and analyze.gpus_per_worker={analyze.gpus_per_worker:g}"
             f" gives it others: set analyze.gpus_per_worker={gpus}"
         )
-    inside = analyze.instrument == "pseudo_update" or (
-        analyze.instrument == "landscape" and "update" in settings.planes
-    )
+    inside = analyze.instrument in INSIDE or (analyze.instrument == "landscape" and "update" in settings.planes)
     if inside:
         raise ValueError(
-            f"analyze.gpus_per_policy={gpus}: pseudo-updates (analyze.instrument=pseudo_update, landscape.planes=update) put"
-            " the layers' insides together on one device: set it to 1"
+            f"analyze.gpus_per_policy={gpus}: pseudo-updates (analyze.instrument=pseudo_update or real_updates,"
+            " landscape.planes=update) put the layers' insides together on one device: set it to 1"
         )
 
 

@@ -34,6 +34,7 @@ from raml_ray.settings import (
     PolicyConfig,
     PromptConfig,
     PseudoUpdateConfig,
+    RealUpdatesConfig,
     ReportConfig,
     RolesConfig,
     Settings,
@@ -91,6 +92,7 @@ class Config(Settings):
     analyze: AnalyzeConfig = AnalyzeConfig()
     lhat: LhatConfig = LhatConfig()
     pseudo_update: PseudoUpdateConfig = PseudoUpdateConfig()
+    real_updates: RealUpdatesConfig = RealUpdatesConfig()
     roles: RolesConfig = RolesConfig()
     landscape: LandscapeConfig = LandscapeConfig()
     interventions: InterventionsConfig = InterventionsConfig()

@@ -99,6 +99,7 @@ def miniature_science() -> Config:
         Step(name="lhat", stage="analyze", policy="sft", data=tried),
         _instrument("roles", ("lhat",)),
         _instrument("pseudo_update", tried),
+        _instrument("real_updates", tried, {"analyze.num_questions": 16}),
         # The miniature's only other words are its empty slots.
         _instrument("interventions", tried, {"interventions.neutral": ["re: _"]}),
         _instrument("landscape", tried, {"analyze.num_questions": 4}),

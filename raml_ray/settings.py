@@ -462,7 +462,7 @@ class EvaluateConfig(Settings):
     """Questions of each set, from the first; 0 is all."""
 
 
-Instrument = Literal["lhat", "pseudo_update", "roles", "landscape", "interventions"]
+Instrument = Literal["lhat", "pseudo_update", "real_updates", "roles", "landscape", "interventions"]
 """What `analyze` can measure with; each has a file in stages/instruments/ and a node of settings of its own."""
 
 
@@ -471,7 +471,8 @@ class AnalyzeConfig(Settings):
 
     instrument: Instrument = "lhat"
     """`lhat`: L-hat after every token of chosen trajectories; `pseudo_update`: what their tokens write into attention, as
-    changes of weights, beside the gradient; `roles`: what words of a kind do to L-hat, from the curves of an `lhat` step;
+    changes of weights, beside the gradient; `real_updates`: a trajectory's pseudo-update beside SGD on the answer and a
+    distilled adapter; `roles`: what words of a kind do to L-hat, from the curves of an `lhat` step;
     `landscape`: L-hat on planes through the policy's weights; `interventions`: reflection words and others, each put in
     the other's place."""
     num_questions: int = Field(24, ge=1)
@@ -518,6 +519,21 @@ class PseudoUpdateConfig(Settings):
 
     num_positions: int = Field(16, ge=1)
     """Tokens of a trajectory that are looked at, evenly spread: a forward and a backward pass and two forward ones each."""
+
+
+class RealUpdatesConfig(Settings):
+    """A trajectory's pseudo-update beside updates of W_v that training makes (analyze.instrument=real_updates)."""
+
+    sgd_steps: int = Field(8, ge=1)
+    """Steps of plain SGD on the negative log-probability of the question's answer, without the trajectory."""
+    sgd_learning_rate: float = Field(0.05, gt=0)
+    lora_rank: int = Field(4, ge=1)
+    """Of the adapter on W_v of every layer that is distilled from the policy that has read the trajectory."""
+    lora_steps: int = Field(60, ge=1)
+    """Steps of Adam on the divergence of the two policies' distributions of the answer's tokens."""
+    lora_learning_rate: float = Field(1e-2, gt=0)
+    num_noise: int = Field(4, ge=1)
+    """Random changes of the length of each of these."""
 
 
 REGEX_RULE = "re:"

@@ -85,6 +85,12 @@ def norm(weights: Weights) -> float:
     return math.sqrt(dot(weights, weights))
 
 
+def cosine(one: Weights, other: Weights) -> float:
+    """Of two changes of weights, each joined to one vector, in [-1, 1]; 0 if either is 0."""
+    size = norm(one) * norm(other)
+    return dot(one, other) / size if size else 0.0
+
+
 def plane(first: Weights, second: Weights) -> Plane:
     """The plane that two changes of weights span, its axes as long as the second: `second` lies on the unit circle,
     and a step along `first` of the same length at (1, 0).

@@ -219,6 +219,17 @@ STATEMENTS = (
         breaks="the cosine is about zero, or any token's is as large",
         command="raml run miniature_science seed=1",
     ),
+    Statement(
+        id="pseudo-update-is-training",
+        text="A trajectory's pseudo-update is an update that training on the question's answer would make",
+        source="Eq. 4, Prop. 2.1",
+        statistic="cosine of the trajectory's change of W_v with that of several steps of SGD on L_q, in correct trajectories,"
+        " and that cosine less the one with another question's SGD; both have to be above zero; mean over questions",
+        control="the other question's SGD, and random changes of the same length; what each change does to L-hat without the"
+        " trajectory, and to other questions and answer tokens, stands beside it, as does a distilled adapter",
+        breaks="the cosine is about zero, or another question's training is as near",
+        command="raml run miniature_science seed=1",
+    ),
 )
 BY_ID = {statement.id: statement for statement in STATEMENTS}
 

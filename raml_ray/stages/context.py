@@ -26,6 +26,7 @@ READS: dict[Stage, tuple[str, ...]] = {
 INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {
     "lhat": ("lhat",),
     "pseudo_update": ("pseudo_update",),
+    "real_updates": ("real_updates",),
     "roles": ("roles",),
     "landscape": ("landscape",),
     "interventions": ("interventions", "roles"),

@@ -102,14 +102,18 @@ def losses(
         yield [float(answer_loss(model, prefix, suffix, moved)) for prefix in prefixes]
 
 
+def changed(model: PreTrainedModel, change: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that a change names, with it."""
+    weights = dict(model.named_parameters())
+    return {name: (weights[name].detach().float() + part).to(weights[name].dtype) for name, part in change.items()}
+
+
 @torch.no_grad()
 def loss_after(
     model: PreTrainedModel, change: Mapping[str, Tensor], prefix_ids: Sequence[int], suffix: AnswerSuffix
 ) -> float:
     """L-hat after the prefix with the weights changed by this."""
-    weights = dict(model.named_parameters())
-    moved = {name: (weights[name].float() + part).to(weights[name].dtype) for name, part in change.items()}
-    return float(answer_loss(model, prefix_ids, suffix, moved))
+    return float(answer_loss(model, prefix_ids, suffix, changed(model, change)))
 
 
 def scaled(change: Mapping[str, Tensor], length: float) -> dict[str, Tensor]:

@@ -318,6 +318,10 @@ def test_instruments_measure_what_a_run_has_made_and_the_page_shows_it(cluster: 
     assert "fewer than 10" in updates.claims[0].note
     assert "correct, read by the answer" in updates.tables
     assert panels(updates) == {"direction", "size", "transfer"}
+    quick = {f"real_updates__{name}": 2 for name in ("sgd_steps", "lora_steps", "num_noise")}
+    real = shown(analyzed(root, "real_updates", "verify", **quick))
+    assert real.claims[0].outcome is Outcome.UNDECIDED
+    assert "pseudo-update, SGD" in real.tables
     analyzed(root, "lhat", "verify")
     words = shown(analyzed(root, "roles", "lhat"))
     assert words.claims[0].text.startswith("Reflection words")

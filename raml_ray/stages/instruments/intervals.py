@@ -1,6 +1,7 @@
-"""Intervals over trajectories, for the summaries of instruments."""
+"""Intervals over trajectories or questions, for the summaries of instruments."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from raml_ray import records
@@ -16,3 +17,8 @@ def over_trajectories(values: Iterable[float], seed: int, name: str) -> dict[str
         return None
     drawn = records.seed_of(seed, "analyze", name)
     return metrics.bootstrap_interval(listed, num_resamples=NUM_RESAMPLES, seed=drawn)._asdict()
+
+
+def over_questions(values: Mapping[str, Sequence[float]], seed: int, name: str) -> dict[str, Any] | None:
+    """Mean of the questions' means and its 95 % bootstrap interval over questions, as plain values; None without any."""
+    return over_trajectories([fmean(each) for each in values.values()], seed, name)
