@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from raml_ray.workers.constant_keys import Constants
+from raml_ray.workers.recurrent_forms import FORMS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,13 +60,16 @@ def load_model(
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
     check_folder(path, weights=not random_init)
-    _check_logits(load_config(path))
-    kwargs = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
+    config = load_config(path)
+    _check_logits(config)
+    kwargs = {"dtype": dtype, "trust_remote_code": False}
+    if config.model_type not in FORMS:  # a recurrent policy has no attention to choose
+        kwargs["attn_implementation"] = "sdpa"
     if without_weights:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(path), **kwargs)
+            model = AutoModelForCausalLM.from_config(config, **kwargs)
     elif random_init:
-        model = AutoModelForCausalLM.from_config(load_config(path), **kwargs)
+        model = AutoModelForCausalLM.from_config(config, **kwargs)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, device_map=device_map, **kwargs)
     assert isinstance(model, PreTrainedModel)

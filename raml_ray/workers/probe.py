@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from raml_ray.formulas.lhat import lhat
 from raml_ray.text.suffix import AnswerSuffix, Branch, branch
-from raml_ray.workers import probe_memory, probe_support, sight
+from raml_ray.workers import probe_memory, probe_recurrent, probe_support, sight
 from raml_ray.workers.probe_memory import MIB, Costs
 from raml_ray.workers.probe_support import BY_KIND, FLEX
 from raml_ray.workers.sight import Run, Tokens
@@ -58,6 +58,8 @@ def answer_logprobs(model: PreTrainedModel, probes: Sequence[Probe], *, memory_m
     for probe in probes:
         check(model, probe)
     model.eval()
+    if probe_support.is_recurrent(model):
+        return probe_recurrent.answer_logprobs(model, probes, memory_mib)
     found: list[list[Tensor]] = []
     for group in _packs(model, probes, memory_mib):
         found += _Pack(model, group, memory_mib).logprobs()
@@ -74,11 +76,9 @@ def check(model: PreTrainedModel, probe: Probe) -> None:
         shown = f"{lengths[0]} .. {lengths[-1]}" if lengths else "none"
         raise ValueError(f"prefixes of {shown} tokens must ascend within 1 .. {num_tokens}, the tokens there are")
     longest = max((len(suffix.token_ids) for suffix in probe.suffixes), default=0)
-    if lengths[-1] + longest > model.config.max_position_embeddings:
-        raise ValueError(
-            f"{lengths[-1]} tokens and a suffix of {longest} exceed the policy's context of"
-            f" {model.config.max_position_embeddings}"
-        )
+    context = getattr(model.config, "max_position_embeddings", None)  # a state may have none
+    if context is not None and lengths[-1] + longest > context:
+        raise ValueError(f"{lengths[-1]} tokens and a suffix of {longest} exceed the policy's context of {context}")
 
 
 def _packs(model: PreTrainedModel, probes: Sequence[Probe], memory_mib: float) -> Iterator[list[Probe]]:

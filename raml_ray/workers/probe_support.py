@@ -2,6 +2,8 @@
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from raml_ray.workers.recurrent_forms import FORMS
+
 SUPPORTED = ("gemma", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 """Architectures (config.model_type) whose every layer attends to what the mask allows, at the positions it is given."""
 BY_KIND = ("gemma3_text", "qwen2", "qwen3")
@@ -14,8 +16,13 @@ ATTENTION = ("sdpa", "eager", FLEX)
 def check(model: PreTrainedModel) -> None:
     """Raises: ValueError if the architecture, one of its settings, or its attention is none that a probe knows."""
     config = model.config
+    if is_recurrent(model):
+        return
     if config.model_type not in SUPPORTED:
-        raise ValueError(f"{config.model_type} policies cannot be probed: known are {', '.join(SUPPORTED)}")
+        raise ValueError(
+            f"{config.model_type} policies cannot be probed: known are, by attention, {', '.join(SUPPORTED)}, and, by their"
+            f" state, {', '.join(FORMS)}"
+        )
     settings = config.to_dict()
     if unknown := set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}:
         raise ValueError(f"{config.model_type} with {', '.join(sorted(unknown))} layers cannot be probed")
@@ -31,9 +38,14 @@ def check(model: PreTrainedModel) -> None:
         )
 
 
+def is_recurrent(model: PreTrainedModel) -> bool:
+    """Whether all that the policy knows of its past is a state."""
+    return model.config.model_type in FORMS
+
+
 def use_blocks(model: PreTrainedModel) -> None:
     """Make the model skip the pairs that do not see each other, where its device can: FlexAttention, compiled, on a GPU."""
-    if model.device.type == "cuda":
+    if model.device.type == "cuda" and not is_recurrent(model):
         model.set_attn_implementation(FLEX)
 
 

@@ -1,0 +1,121 @@
+"""Policies whose past is a state of fixed size, one token at a time: the state as plain tensors, sequences along their first
+axis, so that states can be kept, picked and put together.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:  # who only loads a tokenizer does without their imports
+    from transformers import PreTrainedModel
+
+State = Sequence[Tensor]
+"""Of B sequences, each tensor (B, ..)."""
+
+
+class Form(Protocol):
+    """A policy as a recurrence."""
+
+    def start(self, num_rows: int) -> State:
+        """The state of so many sequences that have read nothing."""
+
+    def step(self, id_B: Tensor, state: State) -> tuple[Tensor, State]:
+        """Hidden states (B, H) that decode the next token, and the state, after one token more. The state that is given may
+        be written over."""
+
+
+def picked(state: State, row_N: Tensor) -> State:
+    """Copies of these rows."""
+    return [part.index_select(0, row_N) for part in state]
+
+
+def joined(states: Sequence[State]) -> State:
+    """The rows of all of them."""
+    return [torch.cat(parts) for parts in zip(*states, strict=True)]
+
+
+def num_bytes(state: State) -> int:
+    """Of one row."""
+    return sum(part[0].numel() * part.element_size() for part in state)
+
+
+class _Mamba:
+    """State-space models of transformers: in every layer the last inputs of its convolution, and the state itself.
+
+    Of several tokens at once they forget the state that they are given (transformers 5.19): one token at a time they do not.
+    """
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self._model = model
+        first = torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+        self._cache = model.base_model(input_ids=first, use_cache=True).cache_params
+
+    def start(self, num_rows: int) -> State:
+        parts = [part for layer in self._cache.layers for part in (layer.conv_states[0], layer.recurrent_states[0])]
+        return [torch.zeros_like(part).repeat_interleave(num_rows, dim=0) for part in parts]
+
+    def step(self, id_B: Tensor, state: State) -> tuple[Tensor, State]:
+        cache, parts = copy.copy(self._cache), iter(state)
+        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        for layer in cache.layers:
+            layer.conv_states, layer.recurrent_states = {0: next(parts)}, {0: next(parts)}
+        hidden_B1H = self._model.base_model(
+            input_ids=id_B[:, None], cache_params=cache, use_cache=True
+        ).last_hidden_state
+        found = [part for layer in cache.layers for part in (layer.conv_states[0], layer.recurrent_states[0])]
+        return hidden_B1H[:, 0], found
+
+
+class _Rwkv:
+    """RWKV: five tensors (B, H, layers), the last of them a maximum."""
+
+    LOWEST = -1e30
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self._model = model
+
+    def start(self, num_rows: int) -> State:
+        config, weight = self._model.config, self._model.get_input_embeddings().weight
+        width = (config.hidden_size, config.hidden_size, *[config.attention_hidden_size or config.hidden_size] * 3)
+        return [
+            torch.full(
+                (num_rows, width[index], config.num_hidden_layers),
+                self.LOWEST if index == 4 else 0.0,
+                dtype=weight.dtype if index <= 1 else torch.float32,
+                device=weight.device,
+            )
+            for index in range(5)
+        ]
+
+    def step(self, id_B: Tensor, state: State) -> tuple[Tensor, State]:
+        last = [_Last(part) for part in state[:2]]
+        hidden_B1H = self._model.base_model(
+            input_ids=id_B[:, None], state=[*last, *state[2:]], use_cache=True
+        ).last_hidden_state
+        return hidden_B1H[:, 0], state
+
+
+class _Last:
+    """What a layer saw last, as (B, 1, H): RWKV's own (B, H) is added to (B, 1, H), which mixes the sequences of a batch
+    (transformers 5.19, one token at a time)."""
+
+    def __init__(self, part_BHL: Tensor) -> None:
+        self._part_BHL = part_BHL
+
+    def __getitem__(self, key: tuple[slice, slice, int]) -> Tensor:
+        return self._part_BHL[key].unsqueeze(1)
+
+    def __setitem__(self, key: tuple[slice, slice, int], value_BH: Tensor) -> None:
+        self._part_BHL[key] = value_BH
+
+
+FORMS: "dict[str, Callable[[PreTrainedModel], Form]]" = {
+    "falcon_mamba": _Mamba,
+    "mamba": _Mamba,
+    "mamba2": _Mamba,
+    "rwkv": _Rwkv,
+}
+"""By architecture (config.model_type)."""
