@@ -6,7 +6,9 @@ Neither vLLM nor Ray is known here: both ends of a weight sync import this modul
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+_HASHED_AT_ONCE = 16 * 2**20
 _ALIGNMENT = 64
 """Every tensor starts at a multiple of so many bytes, whatever dtypes precede it."""
 
@@ -142,10 +145,20 @@ def checksum(flat: np.ndarray, layout: Layout) -> str:
     """Sixteen hex digits of the array's bytes and its layout.
 
     Against accidents, not against attacks: this hash is as fast as a copy, where cryptographic ones take ten times as long.
+    It is the hash of the hashes of parts, which are made side by side.
     """
+    whole = np.ascontiguousarray(flat).data
+    parts = [whole[start : start + _HASHED_AT_ONCE] for start in range(0, len(whole), _HASHED_AT_ONCE)]
     digest = xxhash.xxh3_64(repr(layout.entries).encode())
-    digest.update(np.ascontiguousarray(flat).data)
+    for found in map(xxhash.xxh3_64_digest, parts) if len(parts) < 2 else _hashers().map(xxhash.xxh3_64_digest, parts):
+        digest.update(found)
     return digest.hexdigest()
+
+
+@cache
+def _hashers() -> ThreadPoolExecutor:
+    """Two threads read memory twice as fast as one; more need more cores than a learner or an engine may have."""
+    return ThreadPoolExecutor(2, thread_name_prefix="checksum")
 
 
 class Agreement(NamedTuple):

@@ -187,7 +187,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.part:
         torch.set_num_threads(options.threads)
-        rounds = {"transport": transport, "load": load}[options.part](options.folder, options.rounds, options.bucket_mib)
+        rounds = {"transport": transport, "load": load}[options.part](
+            options.folder, options.rounds, options.bucket_mib
+        )
         (options.folder / f"{options.part}.json").write_text(json.dumps(rounds))
         return
     with tempfile.TemporaryDirectory() as name:

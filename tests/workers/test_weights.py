@@ -82,6 +82,19 @@ def test_the_checksum_knows_every_byte_and_every_name() -> None:
     assert weights.checksum(flat.copy(), layout) == weights.checksum(flat, layout)
 
 
+def test_a_checksum_of_many_parts_knows_their_order() -> None:
+    part = weights._HASHED_AT_ONCE
+    flat, layout = weights.flatten([("w", torch.zeros(2 * part // 4 + 16))])
+    found = set()
+    for place in (0, part, 2 * part, None):  # in the first part, the second, the last, and nowhere
+        changed = flat.copy()
+        if place is not None:
+            changed[place] = 1
+        assert weights.checksum(changed, layout) == weights.checksum(changed, layout)
+        found.add(weights.checksum(changed, layout))
+    assert len(found) == 4
+
+
 def test_buckets_hold_no_more_than_asked_and_one_large_tensor_is_one() -> None:
     tensors = [(name, torch.ones(num)) for name, num in (("a", 16), ("b", 16), ("c", 40), ("d", 1), ("e", 16))]
     # 64, 64, 160 (192 with alignment), 4 (64) and 64 bytes
