@@ -1,9 +1,12 @@
 """What the benchmark scripts make of what they measured."""
 
 import math
+import random
 
 import pytest
 
+from raml_ray.settings import GrpoConfig
+from raml_ray.workers import grpo_groups
 from tests.benchmarks import grpo_overlap, learner, trl_comparison, weight_sync
 from tests.benchmarks.learner import Pair, Took
 from tests.benchmarks.trl_comparison import StepTaken
@@ -26,6 +29,16 @@ def test_two_ways_that_find_different_losses_did_not_do_the_same_work() -> None:
     pair = Pair(100, {"learner": Took(1.0, 1.0, 2.0), "bare": Took(1.0, 1.0, 2.1)})
     with pytest.raises(SystemExit, match="not the same work"):
         learner.checked(iter([pair]))
+
+
+def test_a_group_of_the_learners_benchmark_is_one_that_the_learner_takes() -> None:
+    group = learner.group_of(learner.examples(4, random.Random(0)))
+    settings = GrpoConfig(num_trajectories=4, num_updated=4)
+    (minibatch,) = grpo_groups.examples([group], grpo_groups.judge([group], settings, seed=0))
+    # Two of four are right: rewards 1 and 0, of mean 1/2 and standard deviation sqrt(4 / 4 / 3).
+    expected = math.sqrt(3) / 2
+    found = sorted(example.fields["advantage"][0] for example in minibatch)
+    assert found == pytest.approx([-expected, -expected, expected, expected], rel=1e-3)
 
 
 def test_the_first_pair_does_not_count() -> None:

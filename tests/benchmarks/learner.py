@@ -34,6 +34,7 @@ from raml_ray.settings import GrpoConfig, SftConfig, TrainConfig
 from raml_ray.text.batches import Batch, Example, collate, micro_batches
 from raml_ray.workers import attention, grpo_groups, grpo_update, sft_loop, sharding
 from raml_ray.workers.rollouts import Rollout
+from raml_ray.workers.sampling import Span
 from raml_ray.workers.sft_plan import Plan
 
 VOCABULARY = 16_384
@@ -214,7 +215,7 @@ def group_of(batch: Sequence[Example]) -> list[Rollout]:
             token_ids=list(example.response_token_ids),
             logprobs=[-9.7] * len(example.response_token_ids),  # about log(1 / VOCABULARY)
             finish_reason="stop",
-            version=0,
+            weight_versions=[Span(0, 0, len(example.response_token_ids))],
             verdict=Verdict.CORRECT if place % 2 else Verdict.WRONG,
         )
         for place, example in enumerate(batch)
