@@ -7,7 +7,10 @@ from raml_ray.settings import (
     AnalyzeConfig,
     InterventionsConfig,
     LandscapeConfig,
+    ModesConfig,
+    PromptConfig,
     RolesConfig,
+    ShorterConfig,
 )
 
 INSIDE = ("pseudo_update", "real_updates")
@@ -86,3 +89,47 @@ def landscape(settings: LandscapeConfig) -> None:
             raise ValueError(f"landscape.{name}={list(radii)}: give radii above 0, each once")
     if not settings.planes or len(set(settings.planes)) < len(settings.planes):
         raise ValueError(f"landscape.planes={list(settings.planes)}: name random, update, or both, each once")
+
+
+def modes(analyze: AnalyzeConfig, settings: ModesConfig, prompt: PromptConfig) -> None:
+    """Cuts that there are, in a thought that nothing else ends."""
+    _shares("modes.fractions", settings.fractions, lowest_allowed=True)
+    if len(set(settings.budgets)) < len(settings.budgets) or min(settings.budgets, default=1) < 1:
+        raise ValueError(f"modes.budgets={list(settings.budgets)}: give numbers of tokens from 1, each once")
+    for name, text in settings.delimiters.items():
+        if not text:
+            raise ValueError(f"modes.delimiters.{name} is empty: name the text that takes the place of thinking")
+    if analyze.instrument == "modes" and (not prompt.thinking or prompt.response_prefix):
+        culprit = "prompt.response_prefix" if prompt.thinking else "prompt.thinking=false"
+        raise ValueError(
+            f"analyze.instrument=modes begins responses with and without thinking, and {culprit} begins them all alike:"
+            " leave it out, and set modes.delimiters"
+        )
+
+
+def shorter(settings: ShorterConfig) -> None:
+    """Ways that there are, and budgets that shorten."""
+    _shares("shorter.fractions", settings.fractions, lowest_allowed=False)
+    if 1.0 in settings.fractions:
+        raise ValueError(
+            f"shorter.fractions={list(settings.fractions)}: the whole thinking is always beside; leave 1 out"
+        )
+    if len(set(settings.ways)) < len(settings.ways) or not (settings.ways or settings.summary_policy):
+        raise ValueError(f"shorter.ways={list(settings.ways)}: name truncation, random or lhat, each once")
+    if "{problem}" not in settings.summary_instruction:
+        raise ValueError("shorter.summary_instruction has no {problem}: say where question and reasoning stand")
+    for name in ("summary_template", "summary_instruction", "summary_tokens"):
+        value = getattr(settings, name)
+        if not settings.summary_policy and value != ShorterConfig.model_fields[name].default:
+            raise ValueError(
+                f"shorter.{name}={value!r} has no effect without shorter.summary_policy: set that, or leave it out"
+            )
+
+
+def _shares(name: str, shares: tuple[float, ...], *, lowest_allowed: bool) -> None:
+    lowest = min(shares, default=0.5)
+    is_low = lowest < 0 if lowest_allowed else lowest <= 0
+    if is_low or max(shares, default=0.5) > 1 or len(set(shares)) < len(shares):
+        raise ValueError(
+            f"{name}={list(shares)}: give shares {'from' if lowest_allowed else 'above'} 0 to 1, each once"
+        )

@@ -19,6 +19,7 @@ from raml_ray.published import PUBLISHED
 from raml_ray.settings import (
     AblateConfig,
     AnalyzeConfig,
+    AnswersConfig,
     BaseConfig,
     ClusterConfig,
     DataConfig,
@@ -31,6 +32,7 @@ from raml_ray.settings import (
     LandscapeConfig,
     LhatConfig,
     MiniatureConfig,
+    ModesConfig,
     PolicyConfig,
     PromptConfig,
     PseudoUpdateConfig,
@@ -39,6 +41,7 @@ from raml_ray.settings import (
     RolesConfig,
     Settings,
     SftConfig,
+    ShorterConfig,
     TrackingConfig,
     TrainConfig,
     VerifyConfig,
@@ -96,6 +99,9 @@ class Config(Settings):
     roles: RolesConfig = RolesConfig()
     landscape: LandscapeConfig = LandscapeConfig()
     interventions: InterventionsConfig = InterventionsConfig()
+    answers: AnswersConfig = AnswersConfig()
+    modes: ModesConfig = ModesConfig()
+    shorter: ShorterConfig = ShorterConfig()
     report: ReportConfig = ReportConfig()
     ablate: AblateConfig = AblateConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -124,8 +130,11 @@ class Config(Settings):
         checks_instruments.categories(self.roles)
         checks_instruments.interventions(self.analyze, self.interventions, self.roles)
         checks_instruments.landscape(self.landscape)
+        checks_instruments.modes(self.analyze, self.modes, self.prompt)
+        checks_instruments.shorter(self.shorter)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
+        checks.engines("answers", self.answers.num_engines)
         checks.drill(self.drill)
         self._check_steps()
         return self

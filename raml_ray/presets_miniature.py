@@ -101,7 +101,9 @@ def miniature_science() -> Config:
         _instrument("pseudo_update", tried),
         _instrument("real_updates", tried, {"analyze.num_questions": 16}),
         # The miniature's only other words are its empty slots.
-        _instrument("interventions", tried, {"interventions.neutral": ["re: _"]}),
+        _instrument("interventions", tried, {"interventions.neutral": ["re: _"], "interventions.num_samples": 4}),
+        _instrument("modes", tried),
+        _instrument("shorter", tried),
         _instrument("landscape", tried, {"analyze.num_questions": 4}),
     )
     steps = (

@@ -45,6 +45,13 @@ class Question:
     level: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun(Question):
+    """A question whose response has begun: what is sampled goes on behind these tokens."""
+
+    begun_token_ids: list[int]
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """One response to a question: from an engine with its token ids, from elsewhere as text alone."""
@@ -105,6 +112,7 @@ QUESTION = pa.schema(
         ("level", pa.int32()),
     ]
 )
+BEGUN = pa.schema([*QUESTION, ("begun_token_ids", pa.list_(pa.int32()))])
 TRAJECTORY = pa.schema(
     [
         ("trajectory_id", pa.string()),
@@ -190,3 +198,20 @@ def table(rows: Iterable[Any], schema: pa.Schema) -> pa.Table:
 def questions(rows: pa.Table) -> list[Question]:
     """A table with QUESTION's columns as records."""
     return [Question(**row) for row in rows.select(QUESTION.names).to_pylist()]
+
+
+def question_schema(rows: Iterable[Question]) -> pa.Schema:
+    """QUESTION, or BEGUN where the responses have begun."""
+    return BEGUN if any(isinstance(row, Begun) for row in rows) else QUESTION
+
+
+def asked(rows: pa.Table) -> list[Question]:
+    """A table with QUESTION's columns, or BEGUN's, as records of that kind."""
+    if "begun_token_ids" not in rows.column_names:
+        return questions(rows)
+    return [Begun(**row) for row in rows.select(BEGUN.names).to_pylist()]
+
+
+def begun_token_ids(question: Question) -> list[int]:
+    """What the question's response begins with; nothing where it has not begun."""
+    return question.begun_token_ids if isinstance(question, Begun) else []

@@ -462,7 +462,7 @@ class EvaluateConfig(Settings):
     """Questions of each set, from the first; 0 is all."""
 
 
-Instrument = Literal["lhat", "pseudo_update", "real_updates", "roles", "landscape", "interventions"]
+Instrument = Literal["lhat", "pseudo_update", "real_updates", "roles", "landscape", "interventions", "modes", "shorter"]
 """What `analyze` can measure with; each has a file in stages/instruments/ and a node of settings of its own."""
 
 
@@ -474,7 +474,8 @@ class AnalyzeConfig(Settings):
     changes of weights, beside the gradient; `real_updates`: a trajectory's pseudo-update beside SGD on the answer and a
     distilled adapter; `roles`: what words of a kind do to L-hat, from the curves of an `lhat` step;
     `landscape`: L-hat on planes through the policy's weights; `interventions`: reflection words and others, each put in
-    the other's place."""
+    the other's place; `modes`: accuracy against tokens with thinking, without, and with thinking cut; `shorter`: accuracy
+    behind trajectories that were shortened in several ways to the same budgets."""
     num_questions: int = Field(24, ge=1)
     num_correct: int = Field(1, ge=0)
     """Correct trajectories per question that are looked at."""
@@ -628,6 +629,68 @@ class InterventionsConfig(Settings):
     """Words of a trajectory that are looked at, evenly spread over those before the answer."""
     horizon: int = Field(8, ge=0)
     """Tokens that follow in the trajectory and are put behind what was put in; L-hat is looked at without them and with."""
+
+    num_samples: int = Field(0, ge=0)
+    """Continuations that are sampled from each such place, with and without the word, and judged: the interaction in
+    accuracy beside that in L-hat. 0 samples none."""
+
+
+class AnswersConfig(Settings):
+    """How engines answer behind what an instrument made a response begin with (modes, shorter, and interventions with
+    interventions.num_samples); `verify` says how answers are judged."""
+
+    temperature: float = Field(0.6, ge=0)
+    """0 decodes greedily."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    max_tokens: int = Field(128, ge=1)
+    """Tokens that are sampled, behind those that were given."""
+    cut_text: str = "\n</think>\n\n**Final Answer**\n\\boxed{"
+    """In modes and shorter: what is put behind thinking that was cut, to end it and ask for the answer. Of responses
+    without `</think>` it is also where their thinking ends."""
+    num_engines: int | tuple[int, int] = 1
+
+
+class ModesConfig(Settings):
+    """One policy that thinks, does not, or is cut (analyze.instrument=modes)."""
+
+    num_trajectories: int = Field(2, ge=1)
+    """Trajectories of each question that are thinking and are cut: the first ones, whatever their verdicts."""
+    num_samples: int = Field(4, ge=1)
+    """Answers behind each cut; without thinking so many times modes.num_trajectories per question."""
+    fractions: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Shares of each trajectory's thinking behind which the end of thought is forced."""
+    budgets: tuple[int, ...] = (8, 16, 32)
+    """Budget forcing: response tokens after which thinking that has not ended is cut."""
+    delimiters: dict[str, str] = {
+        "empty_thought": "<think>\n\n</think>\n\n",
+        "conclusion": "Therefore, after all this, I believe the answer is",
+    }
+    """Name -> text that a response is made to begin with in order not to think: Qwen3's and QwQ's (paper, 3.3)."""
+
+
+class ShorterConfig(Settings):
+    """Trajectories shortened to the same budgets (analyze.instrument=shorter)."""
+
+    fractions: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """Budgets, as shares of the tokens of each trajectory's thinking."""
+    ways: tuple[Literal["truncation", "random", "lhat"], ...] = ("truncation", "random", "lhat")
+    """`truncation`: its first sentences; `random`: sentences deleted at random; `lhat`: first those whose absence raises
+    L-hat of the right answer least."""
+    num_samples: int = Field(4, ge=1)
+    """Answers behind each shortened trajectory."""
+    summary_policy: str = ""
+    """A second policy, a folder or fsspec URL, whose summaries of the thinking are a further way; empty leaves it out."""
+    summary_template: Literal["chat", "plain"] = "chat"
+    """Of summary_policy: as prompt.template."""
+    summary_instruction: str = (
+        "Below are a question and somebody's reasoning about it. Summarise the reasoning so that one could go on from it,"
+        " in as few words as you can. Do not say what the answer is.\n\n{problem}"
+    )
+    """Of summary_policy: `{problem}` is replaced by the question, an empty line and the reasoning."""
+    summary_tokens: int = Field(512, ge=1)
+    """Of summary_policy: most tokens of a summary, in its own tokens."""
 
 
 class ReportConfig(Settings):

@@ -30,12 +30,17 @@ INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {
     "roles": ("roles",),
     "landscape": ("landscape",),
     "interventions": ("interventions", "roles"),
+    "modes": ("modes",),
+    "shorter": ("shorter",),
 }
 """The nodes that an instrument of `analyze` reads beside those of its stage."""
+ANSWER_READS = ("answers", "engine", "verify", "data")
+"""And those of an instrument that has engines answer."""
 LIMITS = frozenset(
     {
         "analyze.num_workers",
         "analyze.probe_memory_mib",
+        "answers.num_engines",
         "data.max_rejected_fraction",
         "data.mirror",
         "data.revisions",
@@ -122,10 +127,17 @@ class Context:
     run: Folder
     whole: Config
     """The run's configuration as it was given, for the report's sake."""
+    part: str = ""
+    """What of the step's work this is, where it has several parts that each have a folder inside its own."""
+
+    @property
+    def step_folder(self) -> Folder:
+        return self.run / self.step.name
 
     @property
     def folder(self) -> Folder:
-        return self.run / self.step.name
+        """Where this part of the step's work is kept."""
+        return self.step_folder / self.part if self.part else self.step_folder
 
     @property
     def sources(self) -> list[Folder]:
@@ -163,9 +175,20 @@ class Context:
             (self.folder / "rejected").write_table(f"{name}.parquet", records.table(rows, records.REJECTED))
 
 
+def samples_answers(config: Config) -> bool:
+    """Whether the instrument of `analyze` has engines answer."""
+    instrument = config.analyze.instrument
+    return instrument in ("modes", "shorter") or (
+        instrument == "interventions" and config.interventions.num_samples > 0
+    )
+
+
 def reads(config: Config, stage: Stage) -> tuple[str, ...]:
     """The nodes that decide the stage's result."""
-    return READS[stage] + (INSTRUMENT_READS[config.analyze.instrument] if stage == "analyze" else ())
+    if stage != "analyze":
+        return READS[stage]
+    own = INSTRUMENT_READS[config.analyze.instrument]
+    return READS[stage] + own + (ANSWER_READS if samples_answers(config) else ())
 
 
 def narrowed(config: Config, stage: Stage) -> Config:

@@ -29,12 +29,17 @@ def fingerprints(context: Context) -> dict[str, str]:
             found[name] = _of_known(data)
         elif (path := sources.local_path(data.path)) and not path.startswith(NAMED_ONLY):
             found[name] = content(path)
-    if "policy" in nodes and not context.step.policy and config.policy.path:
-        path = config.policy.path
-        try:
-            found["policy.path"] = policies.policy_id(on_this_node(path) if is_url(path) else path, "policy")
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    named = {}
+    if "policy" in nodes and not context.step.policy:
+        named["policy.path"] = config.policy.path
+    if "shorter" in nodes:
+        named["shorter.summary_policy"] = config.shorter.summary_policy
+    for name, path in named.items():
+        if path:
+            try:
+                found[name] = policies.policy_id(on_this_node(path) if is_url(path) else path, "policy")
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from None
     return found
 
 

@@ -2,6 +2,7 @@
 
 from raml_ray.config import Config, Stage
 from raml_ray.stages import learners
+from raml_ray.stages.context import samples_answers
 
 DATA_TASKS = {"Ray Data's own tasks": (1.0, 0.0)}
 
@@ -19,7 +20,10 @@ def asked(config: Config, stage: Stage) -> dict[str, tuple[float, float]]:
             return _engines(config, config.grpo.num_engines, "grpo") | learners.asked(config.train)
         case "analyze":
             num, gpus = config.analyze.num_workers, config.analyze.gpus_per_worker
-            return {f"analyze.num_workers={num}": (float(num), float(num * gpus))} | DATA_TASKS
+            workers = {f"analyze.num_workers={num}": (float(num), float(num * gpus))}
+            # Engines start when the workers are gone.
+            engines = _engines(config, config.answers.num_engines, "answers") if samples_answers(config) else {}
+            return max(workers, engines, key=_devices) | DATA_TASKS
         case _:
             return dict(DATA_TASKS)
 
@@ -29,3 +33,8 @@ def _engines(config: Config, num: int | tuple[int, int], stage: str) -> dict[str
     engine, fewest = config.engine, num if isinstance(num, int) else num[0]
     who = f"{stage}.num_engines={fewest} of engine.cpus_per_engine={engine.cpus_per_engine}"
     return {who: (fewest * engine.cpus_per_engine, fewest * engine.gpus_per_engine)}
+
+
+def _devices(asked: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """GPUs and CPUs together."""
+    return sum(gpus for _, gpus in asked.values()), sum(cpus for cpus, _ in asked.values())

@@ -23,7 +23,8 @@ NAMES = {
     "interaction": "interaction",
 }
 COLUMNS = {name: (NAMES[name], 3) for name in ("own", "other_here", "newline", "moved", "other_own", "interaction")}
-AFTER = "after_"
+AFTER, ACCURACY = "after_", "accuracy"
+CONTINUED = {name: (heading, 3) for name, (heading, _) in COLUMNS.items()} | {"without": ("accuracy without a word", 3)}
 
 
 def shown(run: Run) -> Shown:
@@ -40,9 +41,23 @@ def shown(run: Run) -> Shown:
             f'<p class="note">Against the same place without a word; {counts or "no word had a partner"} trajectories. Means'
             " over each trajectory's words with 95 % bootstrap intervals over trajectories.</p>\n"
         )
+        tables.append(_continued(step, groups))
         if groups:
             figures.append(_figure(step, groups))
     return Shown("Words put in other places", [], "".join(tables), figures)
+
+
+def _continued(step: StepResult, groups: Mapping[str, Any]) -> str:
+    """What the words do to the accuracy of what the policy goes on to write, where that was sampled."""
+    listed = [(group, found[ACCURACY]) for group, found in groups.items() if ACCURACY in found]
+    if not listed:
+        return '<p class="note">No continuations were sampled (interventions.num_samples=0).</p>\n'
+    counts = ", ".join(f"{found['num_words']} words of {group}" for group, found in listed)
+    note = (
+        f"Against the same place without a word; {counts} trajectories, {step.settings['interventions.num_samples']}"
+        " continuations sampled from each place; fractions in [0, 1], 95 % bootstrap intervals over trajectories."
+    )
+    return interval_table(f"{step.name}: change of accuracy", CONTINUED, listed) + f'<p class="note">{note}</p>\n'
 
 
 def _horizons(found: Mapping[str, Any]) -> list[str]:
@@ -55,22 +70,29 @@ def _behind(name: str) -> str:
 
 
 def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
-    horizons = _horizons(next(iter(groups.values())))
+    first = next(iter(groups.values()))
+    panels = [
+        (name, _behind(name).capitalize(), f"change of L-hat {_behind(name)}", "change of L-hat, nats per answer token")
+        for name in _horizons(first)
+    ]
+    if ACCURACY in first:
+        panels.append((ACCURACY, "Continued", "change of accuracy", "change of accuracy, fraction"))
     canvas = Canvas(figsize=(10.5, 3.9))
-    axes = canvas.subplots(1, len(horizons), sharey=True, squeeze=False)[0]
+    axes = canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     drawn: list[dict[str, Any]] = []
-    for axis, horizon in zip(axes, horizons, strict=True):
+    for axis, (name, title, panel, label) in zip(axes, panels, strict=True):
         for index, (group, found) in enumerate(groups.items()):
             shift = 0.2 * (index - (len(groups) - 1) / 2)
-            drawn += _points(axis, group, "os"[index], found[horizon], shift, f"change of L-hat {_behind(horizon)}")
+            drawn += _points(axis, group, "os"[index], found[name], shift, panel)
         axis.axvline(0, color=INK, linewidth=0.8)
         axis.axhline(4.5, color=INK, linewidth=0.8, linestyle=":")
-        axis.set(title=_behind(horizon).capitalize(), xlabel="change of L-hat, nats per answer token")
+        axis.set(title=title, xlabel=label)
         axis.set_yticks(range(len(NAMES)), list(NAMES.values()))
     axes[0].set_ylim(len(NAMES) - 0.5, -0.5)
     axes[0].legend(fontsize=8)
     caption = (
-        "Above the dotted line: what a word does to L-hat against the same place without it; below: effects of word and"
+        "Above the dotted line: what a word does to L-hat, and to the accuracy of continuations that are sampled behind it,"
+        " against the same place without it; below: effects of word and"
         " place, and their interaction, which is 0 where the two add up. Whiskers: 95 % bootstrap intervals over trajectories."
     )
     return finished(f"interventions_{step.name}", f"Words put in other places ({step.name})", caption, canvas, drawn)

@@ -1,11 +1,9 @@
-"""What the pages of several instruments are made of: tables of intervals, means by question, whiskers."""
+"""What the pages of several instruments are made of: tables of intervals, whiskers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from raml_ray.formulas.metrics import bootstrap_interval
@@ -13,15 +11,6 @@ from raml_ray.stages.report_tables import row, table
 
 RESAMPLES = 1000
 """Behind the whiskers of a figure."""
-
-
-def by_question(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
-    """Question -> mean of its values, those that are None or not finite left out."""
-    found: dict[str, list[float]] = {}
-    for question, value in values:
-        if value is not None and np.isfinite(value):
-            found.setdefault(question, []).append(float(value))
-    return {question: fmean(each) for question, each in found.items()}
 
 
 def cell(value: Mapping[str, float] | None, digits: int) -> str:

@@ -8,12 +8,13 @@ from matplotlib.ticker import MaxNLocator
 
 from raml_ray.config import Config
 from raml_ray.stages.claims import answered
+from raml_ray.stages.instruments.intervals import by_question
 from raml_ray.stages.instruments.roles import WORDS
 from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_figures import INK, Figure, finished
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
-from raml_ray.stages.report_measures import by_question, interval_table, point
+from raml_ray.stages.report_measures import interval_table, point
 from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, level_for, measured
 
 COLUMNS = {

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from raml_ray.stages import report_curves
 from raml_ray.stages.claims import answered
+from raml_ray.stages.instruments.intervals import by_question
 from raml_ray.stages.report_data import Evaluation, Run, StepResult
-from raml_ray.stages.report_measures import by_question
 from raml_ray.stages.report_outcomes import Claim, level_for, measured
 
 FASTER, RISKIER = "end-of-thought-faster", "end-of-thought-riskier"

@@ -88,10 +88,10 @@ def sample(
         in_missing = sum(min(shard_questions, len(questions) - index * shard_questions) for index in missing)
         total = len(questions) * num_samples
         with Progress(
-            context.folder,
+            context.step_folder,
             context.step.name,
             context.step.stage,
-            unit="trajectories",
+            unit=context.part or "trajectories",
             total=total,
             done=total - in_missing * num_samples,
         ) as progress:
@@ -110,7 +110,7 @@ def sample(
 
 def _keep_questions(context: Context, questions: Sequence[Question]) -> None:
     """Shards count questions by their place in this table: it must not change under shards that are there."""
-    folder, table = context.folder, records.table(questions, records.QUESTION)
+    folder, table = context.folder, records.table(questions, records.question_schema(questions))
     if not (folder / TRAJECTORIES).names("shard-", ".parquet"):
         folder.write_table(QUESTIONS, table)
     elif not (folder.exists(QUESTIONS) and folder.read_table(QUESTIONS).equals(table)):
@@ -161,7 +161,7 @@ def _job(
     path, tokenizer = opened_policy(context)
     sampling = replace(sampling_of(settings), stop_token_ids=stop_token_ids(path, tokenizer))
     try:
-        lengths = (len(prompts.prompt_token_ids(tokenizer, question.problem, config.prompt)) for question in questions)
+        lengths = (len(prompts.request_token_ids(tokenizer, question, config.prompt)) for question in questions)
         if not any(length < config.engine.max_model_len for length in lengths):
             raise ConfigError(
                 f"step {context.step.name!r}: engine.max_model_len={config.engine.max_model_len} leaves no room for a"

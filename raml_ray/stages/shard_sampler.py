@@ -37,7 +37,7 @@ BEAT_S = 5.0
 
 
 class Asked(NamedTuple):
-    """A sample that an engine is to make: its row without an answer, and what the engine is asked."""
+    """A sample that an engine is to make: its row with no more of a response than was given, and what the engine is asked."""
 
     row: Trajectory
     request: Request
@@ -148,7 +148,7 @@ class ShardSampler:
     def _make(self, shard: int) -> dict[str, int | str]:
         folder, name = self._folder / TRAJECTORIES, shard_name(shard)
         size = self._job["shard_questions"]
-        questions = records.questions(self._questions.slice(shard * size, size))
+        questions = records.asked(self._questions.slice(shard * size, size))
         rows_asked = len(questions) * self._job["num_samples"]
         report: dict[str, int | str] = {"shard": shard, "node": self._node, "rows": rows_asked, "tokens": 0}
         if folder.exists(name):  # what was lost is Ray's note of it
@@ -181,7 +181,7 @@ class ShardSampler:
                     rejected.append(records.rejected(key, self._job["stage"], f"special_token:{special}", question))
                 else:
                     row = self._unanswered(question, index, ids)
-                    asked[key] = Asked(row, Request(ids, row.seed))
+                    asked[key] = Asked(row, Request([*ids, *(row.token_ids or ())], row.seed))
         return asked, rejected
 
     def _parts(self, shard: int, asked: Mapping[str, Asked]) -> list[Part]:
@@ -231,6 +231,7 @@ class ShardSampler:
             sampling=self._sampling.to_json(),
             seed=records.seed_of(self._job["seed"], identity),
             prompt_token_ids=prompt_ids,
+            token_ids=records.begun_token_ids(question) or None,
         )
 
     def _answered(self, rows: Sequence[Trajectory], answers: Sequence[Response | Failure]) -> Part:
@@ -241,16 +242,19 @@ class ShardSampler:
                 key = sample_key(row.question_id, row.sample_index)
                 rejected.append(records.rejected(key, self._job["stage"], answer.reason, row))
                 continue
-            spans = [{"start": start, "end": end} for start, end in answer.forced]
-            text = prompts.response_text(self._tokenizer, answer.token_ids, self._prompt, self._sampling.stop_token_ids)
+            begun = row.token_ids or []
+            token_ids, num_begun = [*begun, *answer.token_ids], len(begun)
+            spans = [{"start": num_begun + start, "end": num_begun + end} for start, end in answer.forced]
+            spans = [{"start": 0, "end": num_begun}, *spans] if begun else spans
+            text = prompts.response_text(self._tokenizer, token_ids, self._prompt, self._sampling.stop_token_ids)
             answered.append(
                 asdict(row)
                 | {
                     "text": text,
                     "finish_reason": answer.finish_reason,
-                    "token_ids": answer.token_ids,
-                    "logprobs": answer.logprobs,
-                    "weight_versions": [{"version": answer.version, "start": 0, "end": len(answer.token_ids)}],
+                    "token_ids": token_ids,
+                    "logprobs": [0.0] * num_begun + answer.logprobs,
+                    "weight_versions": [{"version": answer.version, "start": 0, "end": len(token_ids)}],
                     "forced": spans or None,
                 }
             )

@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 from transformers import PreTrainedTokenizerBase
 
+from raml_ray import records
+from raml_ray.records import Question
 from raml_ray.settings import PromptConfig
 
 
@@ -47,6 +49,11 @@ def prompt_token_ids(tokenizer: PreTrainedTokenizerBase, problem: str, prompt: P
     """The prompt's token ids, the forced beginning of the response included."""
     ids = tokenizer(prompt_text(tokenizer, problem, prompt), add_special_tokens=False)["input_ids"]
     return [int(i) for i in ids]
+
+
+def request_token_ids(tokenizer: PreTrainedTokenizerBase, question: Question, prompt: PromptConfig) -> list[int]:
+    """What an engine is asked to go on behind: the prompt, and what of the response is there."""
+    return prompt_token_ids(tokenizer, question.problem, prompt) + records.begun_token_ids(question)
 
 
 def special_token_in(tokenizer: PreTrainedTokenizerBase, problem: str) -> str | None:

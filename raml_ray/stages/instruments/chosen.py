@@ -5,7 +5,7 @@ table.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -86,10 +86,32 @@ def trajectories(context: Context) -> list[dict[str, Any]]:
         taken[question][verdict] += 1
         chosen.append(row | {"problem": questions[question].problem, "answer": questions[question].answer})
     if not chosen:
-        raise ConfigError(
-            f"step {context.step.name!r}: its data ({', '.join(context.step.data)}) holds no judged trajectory"
-        )
+        raise _nothing(context)
     return chosen
+
+
+def first_trajectories(context: Context, num: int) -> list[dict[str, Any]]:
+    """Of each question the first `num` trajectories, in the order of their samples and whatever their verdict, as CHOSEN.
+
+    Raises: ConfigError if there is none.
+    """
+    taken: Counter[str] = Counter()
+    found = []
+    rows, questions = training_set.judged(context)
+    for row in rows:
+        question = row["question_id"]
+        if (question in taken or len(taken) < context.config.analyze.num_questions) and taken[question] < num:
+            taken[question] += 1
+            found.append(row | {"problem": questions[question].problem, "answer": questions[question].answer})
+    if not found:
+        raise _nothing(context)
+    return found
+
+
+def _nothing(context: Context) -> ConfigError:
+    return ConfigError(
+        f"step {context.step.name!r}: its data ({', '.join(context.step.data)}) holds no judged trajectory"
+    )
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, row: Row, prompt: PromptConfig) -> tuple[list[int], list[int]]:

@@ -1,6 +1,8 @@
 """Intervals over trajectories or questions, for the summaries of instruments."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -19,6 +21,15 @@ def over_trajectories(values: Iterable[float], seed: int, name: str) -> dict[str
     return metrics.bootstrap_interval(listed, num_resamples=NUM_RESAMPLES, seed=drawn)._asdict()
 
 
-def over_questions(values: Mapping[str, Sequence[float]], seed: int, name: str) -> dict[str, Any] | None:
-    """Mean of the questions' means and its 95 % bootstrap interval over questions, as plain values; None without any."""
-    return over_trajectories([fmean(each) for each in values.values()], seed, name)
+def by_question(values: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    """Question -> mean of its values, those that are None or not finite left out."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for question, value in values:
+        if value is not None and math.isfinite(value):
+            found[question].append(float(value))
+    return {question: fmean(each) for question, each in found.items()}
+
+
+def over_questions(values: Mapping[str, float], seed: int, name: str) -> dict[str, Any] | None:
+    """As `over_trajectories`, of one value per question."""
+    return over_trajectories(values.values(), seed, name)

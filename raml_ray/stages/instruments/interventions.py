@@ -1,12 +1,13 @@
-"""Reflection words and others, each put in the other's place.   judged trajectories, policy -> interventions/
+"""Reflection words and others, each put in the other's place.   judged trajectories, policy -> interventions/, answers/
 
-Two words at two places: whether a word or where it stands changes L-hat. Everything is held against the same place without a
-word, so that what follows weighs alike.
+Two words at two places: whether a word or where it stands changes L-hat, and (interventions.num_samples) how often what the
+policy then goes on to write is right. Everything is held against the same place without a word, so that what follows weighs
+alike.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 from raml_ray.config import Config
 from raml_ray.formulas.interventions import Cells, Effects, effects
 from raml_ray.stages.context import Context, Counts, Outcome
-from raml_ray.stages.instruments import chosen
+from raml_ray.stages.instruments import answers, chosen
+from raml_ray.stages.instruments.answers import Answer, Sampled
 from raml_ray.stages.instruments.chosen import Opened, Reject, Row
 from raml_ray.stages.instruments.intervals import over_trajectories
 from raml_ray.text import leak, neutral, roles, suffix
@@ -34,10 +36,22 @@ WORD = pa.struct(
 )
 """A word and its partner, where they stand, and what each does to L-hat (nats per answer token) at either place, against the
 place without it: `horizon` of the trajectory's tokens follow in both."""
+CONTINUED = pa.struct([("word", pa.int32()), ("cell", pa.string()), ("token_ids", pa.list_(pa.int32()))])
+"""Response tokens that are continued: up to a place, with what a cell has put there. `without` and `without_moved` are the
+places alone, of the word and of its partner."""
 INTERVENTIONS = chosen.Table(
     "interventions",
-    pa.schema([*((n, pa.string()) for n in ("trajectory_id", "question_id", "group")), ("words", pa.list_(WORD))]),
+    pa.schema(
+        [
+            *((name, pa.string()) for name in ("trajectory_id", "question_id", "group")),
+            ("words", pa.list_(WORD)),
+            ("continued", pa.list_(CONTINUED)),
+        ]
+    ),
 )
+WITHOUT, WITHOUT_MOVED = "without", "without_moved"
+PLACES = {"own": WITHOUT, "other_here": WITHOUT, "newline": WITHOUT, "moved": WITHOUT_MOVED, "other_own": WITHOUT_MOVED}
+"""Cell -> the place without a word that it is held against."""
 COLUMNS = pa.schema([*chosen.CHOSEN, ("frequencies", pa.string())])
 
 
@@ -46,10 +60,28 @@ def run(context: Context) -> Outcome:
     frequency = json.dumps(neutral.frequencies((row["text"] for row in rows), context.config.interventions.neutral))
     rows = [row | {"frequencies": frequency} for row in rows]
     found = chosen.mapped(context, rows, Interventions, INTERVENTIONS, COLUMNS)
-    groups = {
-        g: figures([row for row in found.rows if row["group"] == g], context.config) for g in ("correct", "wrong")
-    }
-    return Outcome(Counts(len(rows), len(rows) - found.num_rejected, found.num_rejected), {"groups": groups})
+    sampled = _continued(context, rows, found.rows)
+    groups = {}
+    for group in ("correct", "wrong"):
+        mine = [row for row in found.rows if row["group"] == group]
+        groups[group] = figures(mine, context.config) | accuracies(mine, sampled.answers, context.config)
+    counts = Counts(len(rows), len(rows) - found.num_rejected, found.num_rejected)
+    return Outcome(counts, {"groups": groups, "answers": sampled.figures})
+
+
+def _continued(context: Context, rows: Sequence[Row], found: Sequence[Row]) -> Sampled:
+    """The policy's own continuations from every place of every word."""
+    by_id = {row["trajectory_id"]: row for row in rows}
+    beginnings = [
+        answers.beginning(by_id[row["trajectory_id"]], _name(one["word"], one["cell"]), one["token_ids"])
+        for row in found
+        for one in row["continued"]
+    ]
+    return answers.sampled(context, beginnings, context.config.interventions.num_samples)
+
+
+def _name(word: int, cell: str) -> str:
+    return f"{word}/{cell}"
 
 
 class Interventions:
@@ -81,6 +113,25 @@ class Interventions:
                 for word, partner in pairs
                 for horizon in dict.fromkeys((0, self._config.interventions.horizon))
             ],
+            "continued": [
+                {"word": place, "cell": cell, "token_ids": begun}
+                for place, (word, partner) in enumerate(pairs if self._config.interventions.num_samples else ())
+                for cell, begun in self._beginnings(ids, word, partner).items()
+            ],
+        }
+
+    def _beginnings(self, ids: list[int], word: Word, partner: Word) -> dict[str, list[int]]:
+        """Cell -> the response up to the place, and what the cell has put there."""
+        one, other = (ids[each.start : each.start + each.num_tokens] for each in (word, partner))
+        here, there = ids[: word.start], ids[: partner.start]
+        return {
+            WITHOUT: here,
+            "own": here + one,
+            "other_here": here + other,
+            "newline": here + self._newline,
+            WITHOUT_MOVED: there,
+            "moved": there + one,
+            "other_own": there + other,
         }
 
     def _pairs(self, ids: list[int], frequency: dict[str, int]) -> list[tuple[Word, Word]]:
@@ -128,6 +179,45 @@ def figures(rows: Sequence[Row], config: Config) -> dict[str, Any]:
             for name in (*Cells._fields, "newline", *Effects._fields)
         }
     return found
+
+
+def accuracies(rows: Sequence[Row], found: Mapping[str, Answer], config: Config) -> dict[str, Any]:
+    """Of one group `accuracy`: the cells and effects as changes of accuracy, as `figures` has those of L-hat, and how often
+    the continuations without a word are right; nothing where none were sampled.
+
+    A word counts if each of its places has a continuation that could be judged.
+    """
+    if not config.interventions.num_samples:
+        return {}
+    columns: dict[str, list[float]] = defaultdict(list)
+    num_words = 0
+    for row in rows:
+        words = [each for word in _by_word(row, found).values() if (each := _changes(word)) is not None]
+        num_words += len(words)
+        for name, values in _values(words).items():
+            columns[name].append(float(np.mean(values)))
+        if words:
+            columns[WITHOUT].append(float(np.mean([word[WITHOUT] for word in words])))
+    names = (*Cells._fields, "newline", *Effects._fields, WITHOUT)
+    means = {name: over_trajectories(columns[name], config.seed, f"accuracy {name}") for name in names}
+    return {"accuracy": {"num_words": num_words, **means}}
+
+
+def _by_word(row: Row, found: Mapping[str, Answer]) -> dict[int, dict[str, float | None]]:
+    """Word -> cell -> accuracy of its continuations, in [0, 1]."""
+    words: dict[int, dict[str, float | None]] = defaultdict(dict)
+    for one in row["continued"]:
+        answer = found.get(f"{row['trajectory_id']}/{_name(one['word'], one['cell'])}")
+        words[one["word"]][one["cell"]] = answer.accuracy if answer else None
+    return words
+
+
+def _changes(accuracy: Mapping[str, float | None]) -> dict[str, float] | None:
+    """Cell -> its accuracy less that of its place without a word, and the latter of the word's own place."""
+    there = {cell: value for cell, value in accuracy.items() if value is not None}
+    if len(there) < len(accuracy):
+        return None
+    return {cell: there[cell] - there[place] for cell, place in PLACES.items()} | {WITHOUT: there[WITHOUT]}
 
 
 def _values(words: Sequence[Row]) -> dict[str, list[float]]:

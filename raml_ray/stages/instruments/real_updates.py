@@ -5,7 +5,6 @@ adapter distilled from the policy that has read it; beside each random ones of i
 answer and, where the answer has several tokens, once more for the first alone, to see what the others get of it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from raml_ray.formulas.landscape import cosine, norm
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import chosen
 from raml_ray.stages.instruments.chosen import Opened, Reject, Row
-from raml_ray.stages.instruments.intervals import over_questions
+from raml_ray.stages.instruments.intervals import by_question, over_questions
 from raml_ray.text import leak, suffix
 from raml_ray.workers import real_updates
 from raml_ray.workers.landscape import noise_like, scaled
@@ -197,8 +196,5 @@ def less(one: float | None, other: float | None) -> float | None:
 
 
 def _mean(rows: Sequence[Row], change: str, value: Callable[[Row], float | None], seed: int) -> dict[str, Any] | None:
-    found: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["change"] == change and (one := value(row)) is not None:
-            found[row["question_id"]].append(one)
+    found = by_question((row["question_id"], value(row)) for row in rows if row["change"] == change)
     return over_questions(found, seed, change)

@@ -1,0 +1,284 @@
+"""Instruments that have engines answer: what is sampled behind what, what it comes to, and what the page shows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raml_ray import records
+from raml_ray.config import Config, ConfigError, Step, override
+from raml_ray.miniature import tokenizer as miniature
+from raml_ray.stages import context, needs, verify
+from raml_ray.stages.instruments import chosen, interventions, modes, shorter, summaries
+from raml_ray.stages.instruments.answers import Answer
+from raml_ray.text import thinking
+from raml_ray.workers.answer_loss import answer_loss
+from tests.stages import contexts
+from tests.stages.test_analyze import row as made
+from tests.stages.test_instruments import TEXT, analyzed, panels, shown
+from tests.stages.test_verify import oracle, verifying
+
+TOKENIZER = miniature.build()
+CUT = "\n</think>\n\n**Final Answer**\n\\boxed{"
+
+
+def row(text: str = TEXT, **changes: Any) -> dict[str, Any]:
+    return made(text, forced=None, summary=None, extracted="16", policy_id="oracle@1") | changes
+
+
+def text(token_ids: list[int]) -> str:
+    return str(TOKENIZER.decode(token_ids))
+
+
+def test_a_trajectory_is_cut_in_every_mode() -> None:
+    config = override(Config(), {"modes.fractions": [0.0, 0.5, 1.0], "modes.budgets": [4, 10, 11]})
+    found = {one["mode"]: one for one in modes.Cuts(TOKENIZER, config).of(row())}
+    begun = {mode: one["begun_token_ids"] and text(one["begun_token_ids"]) for mode, one in found.items()}
+    # <think> \n _ 7 9 \n Wait _ 16 \n </think>
+    assert begun == {
+        "thinking": None,
+        "no_thinking_empty_thought": "<think>\n\n</think>\n\n",
+        "no_thinking_conclusion": "Therefore, after all this, I believe the answer is",
+        "end_of_thought_0": f"<think>\n{CUT}",
+        "end_of_thought_0.5": "<think>\n _ 7 9" + CUT,
+        "end_of_thought_1": "<think>\n _ 7 9\nWait _ 16" + CUT,
+        "budget_4": "<think>\n _ 7" + CUT,
+        "budget_10": "<think>\n _ 7 9\nWait _ 16" + CUT,
+        "budget_11": None,
+    }
+    assert found["thinking"]["num_tokens"] == found["budget_11"]["num_tokens"] == len(thinking.encode(TOKENIZER, TEXT))
+
+
+def test_a_trajectory_that_was_forced_is_no_thinking_left_alone() -> None:
+    with pytest.raises(ValueError, match="put there"):
+        list(modes.Cuts(TOKENIZER, Config()).of(row(forced=[{"start": 3, "end": 5}])))
+
+
+def outcome(question: str, mode: str, accuracy: float | None, tokens: float, *, forced: bool = True) -> modes.Shown:
+    return modes.Shown(question, mode, accuracy, tokens, forced)
+
+
+def test_modes_are_means_over_questions_and_held_against_thinking_by_question() -> None:
+    outcomes = [
+        outcome("a", "thinking", 1.0, 20, forced=False),
+        outcome("a", "thinking", 1.0, 40, forced=False),
+        outcome("b", "thinking", 0.0, 10, forced=False),
+        outcome("a", "budget_8", 0.5, 12),
+        outcome("a", "budget_8", 0.0, 14),
+        outcome("b", "budget_8", 0.25, 9, forced=False),
+        outcome("c", "budget_8", None, 9),
+    ]
+    found = modes.figures(outcomes, 0)
+    assert found["thinking"]["tokens"]["mean"] == pytest.approx((30 + 10) / 2)
+    assert found["thinking"]["thinking_lead"] is None
+    budget = found["budget_8"]
+    # c could not be judged: it has tokens and no accuracy
+    assert (budget["questions"], budget["forced"]) == (2, 0.75)
+    assert budget["accuracy"]["mean"] == pytest.approx((0.25 + 0.25) / 2)
+    assert budget["tokens"]["mean"] == pytest.approx((13 + 9 + 9) / 3)
+    assert budget["thinking_lead"]["mean"] == pytest.approx(((1.0 - 0.25) + (0.0 - 0.25)) / 2)
+
+
+def test_trajectories_that_were_drawn_otherwise_are_refused(tmp_path: Path) -> None:
+    step = Step(name="modes", stage="analyze", overrides={"analyze.instrument": "modes"})
+    asked = contexts.context(tmp_path / "run", step)
+    own = f"sft@{modes.policies.policy_id(asked.policy_path, '').partition('@')[2]}"
+
+    def drawn(temperature: float) -> dict[str, Any]:
+        sampling = {"temperature": temperature, "top_p": 1.0, "top_k": -1, "max_tokens": 9, "stop_token_ids": [1]}
+        return row(policy_id=own, sampling=json.dumps(sampling))
+
+    assert modes._own(asked, [drawn(0.6), row()]) == 1
+    with pytest.raises(ConfigError, match=r"temperature=1\.0, and answers\.temperature is 0\.6"):
+        modes._own(asked, [drawn(1.0)])
+
+
+SENTENCES = "<think>\n _ 7 9\nWait _ 16\n _ 1\n</think>\n\n**Final Answer**\n\\boxed{16}"
+"""Three lines of four, four and three tokens."""
+
+
+def test_ways_fill_the_same_budget_with_whole_sentences() -> None:
+    config = override(Config(), {"shorter.ways": ["truncation", "random"], "shorter.fractions": [0.75]})
+    found = {one["way"]: one for one in shorter.Ways(TOKENIZER, config).of(row(SENTENCES, summary="7 and 9. Add."))}
+    kept = {way: text(one["begun_token_ids"]).removesuffix(CUT) for way, one in found.items()}
+    assert kept["whole"] == "<think>\n _ 7 9\nWait _ 16\n _ 1"
+    assert kept["none"] == "<think>\n"
+    # eight of eleven tokens
+    assert kept["truncation"] == "<think>\n _ 7 9\nWait _ 16"
+    # without one line of four, or without the one of three
+    assert found.pop("random")["num_thinking"] in (7, 8)
+    assert [one["num_thinking"] for one in found.values()] == [11, 0, 8, 7]
+    # of the summary's two sentences the first has seven tokens, and both have twelve
+    assert kept["summary"] == "<think>\n7 and 9."
+    assert {way: one["holds_answer"] for way, one in found.items()} == {
+        "whole": True,
+        "none": False,
+        "truncation": True,
+        "summary": False,
+    }
+
+
+def test_a_trajectory_that_does_not_think_cannot_be_shortened() -> None:
+    with pytest.raises(ValueError, match="nothing to shorten"):
+        list(shorter.Ways(TOKENIZER, Config()).of(row("<think>\n</think>\n\n**Final Answer**\n\\boxed{16}")))
+
+
+def test_sentences_without_which_the_answer_stays_likeliest_go_first(tmp_path: Path) -> None:
+    config = override(Config(), {"shorter.ways": ["lhat"], "shorter.fractions": [0.4]})
+    policy = chosen.opened(contexts.policy(tmp_path / "policy"), config)
+    ways = shorter.GuidedWays(policy, config)
+    prompt_ids, ids = chosen.token_ids(policy.tokenizer, row(SENTENCES), config.prompt)
+    thought = thinking.thought(policy.tokenizer, ids, CUT)
+    asked = shorter.suffix.answer_suffix(policy.tokenizer, shorter.suffix.NAMED["paper"], "16")
+
+    def lhat(*lines: str) -> float:
+        left = thinking.encode(policy.tokenizer, "".join(("<think>\n", *lines)))
+        return answer_loss(policy.model, [*prompt_ids, *left], asked).item()
+
+    first, second, third = " _ 7 9\n", "Wait _ 16\n", " _ 1\n"
+    worth = [lhat(second, third), lhat(first, third), lhat(first, second)]
+    order = ways.orders(row(SENTENCES), prompt_ids, thought)["lhat"]
+    assert order == sorted(range(3), key=worth.__getitem__)
+    # two of three lines exceed the four tokens: what is left is the one that is worth most
+    (found,) = [one for one in ways.of(row(SENTENCES)) if one["way"] == "lhat"]
+    assert text(found["begun_token_ids"]) == "<think>\n" + (first, second, third)[order[-1]].removesuffix("\n") + CUT
+
+
+def shortened(trajectory: str, question: str, way: str, fraction: float, tokens: int, *, leaks: bool) -> chosen.Row:
+    names = {"trajectory_id": trajectory, "question_id": question, "way": way, "fraction": fraction}
+    return names | {"num_thinking": tokens, "holds_answer": leaks}
+
+
+def test_ways_are_held_against_truncation_at_the_same_budget() -> None:
+    rows = [
+        shortened("s", "a", "truncation", 0.5, 10, leaks=False),
+        shortened("t", "b", "truncation", 0.5, 20, leaks=True),
+        shortened("s", "a", "random", 0.5, 8, leaks=False),
+        shortened("t", "b", "random", 0.5, 16, leaks=False),
+        shortened("t", "b", "random", 0.25, 4, leaks=False),
+    ]
+    answered = {"s/truncation_0.5": 0.5, "t/truncation_0.5": 1.0, "s/random_0.5": 0.25, "t/random_0.5": 0.25}
+    found = shorter.figures(rows, {key: Answer(value, 9) for key, value in answered.items()}, Config())
+    assert found["num"] == 2
+    cut, drawn = found["ways"]["truncation"]["0.5"], found["ways"]["random"]["0.5"]
+    assert (cut["accuracy"]["mean"], cut["tokens"]["mean"], cut["holds_answer"]) == (0.75, 15, 0.5)
+    assert cut["accuracy_without_answer"]["mean"] == 0.5
+    assert drawn["lead_over_truncation"]["mean"] == pytest.approx((-0.25 - 0.75) / 2)
+    # behind it nothing was answered
+    assert set(found["ways"]["random"]) == {"0.5"}
+
+
+def test_summaries_that_say_an_answer_are_left_out_and_counted() -> None:
+    rows = [row(trajectory_id=name) for name in "abcde"] + [row(trajectory_id="f", extracted="17")]
+    found = summaries.kept(rows, {"a": "add 7 and 9", "b": "so 16", "c": "", "d": "160", "f": "it is 17"})
+    assert found.texts == {"a": "add 7 and 9", "d": "160"}
+    assert found.figures == {"asked": 6, "rejected": 1, "empty": 1, "with_answer": 2, "used": 2}
+
+
+def continued(trajectory: str, answered: dict[str, float | None]) -> tuple[chosen.Row, dict[str, Answer]]:
+    """A trajectory with one word, and the accuracies of what is continued."""
+    cells = [{"word": 0, "cell": cell} for cell in answered]
+    return {"trajectory_id": trajectory, "continued": cells}, {
+        f"{trajectory}/0/{cell}": Answer(value, 5) for cell, value in answered.items() if value is not None
+    }
+
+
+def test_words_change_the_accuracy_of_continuations_as_they_change_lhat() -> None:
+    cells = {"without": 0.5, "own": 1.0, "other_here": 0.25, "newline": 0.5, "without_moved": 0.25, "moved": 0.5}
+    one, answered = continued("a", cells | {"other_own": 0.75})
+    other, unanswered = continued("b", cells | {"other_own": None})
+    config = override(Config(), {"interventions.num_samples": 4})
+    found = interventions.accuracies([one, other], answered | unanswered, config)["accuracy"]
+    assert (found["num_words"], found["without"]["mean"]) == (1, 0.5)
+    assert [found[cell]["mean"] for cell in ("own", "other_here", "moved", "other_own")] == [0.5, -0.25, 0.25, 0.5]
+    # (1.0 - 0.25) - (0.5 - 0.75): the places alone cancel
+    assert found["interaction"]["mean"] == pytest.approx(1.0)
+    assert interventions.accuracies([one], answered, Config()) == {}
+
+
+def test_places_are_continued_with_and_without_the_word(tmp_path: Path) -> None:
+    changes = {"interventions.neutral": ["re: _"], "interventions.num_words": 1, "interventions.num_samples": 2}
+    config = override(Config(), changes)
+    measure = interventions.Interventions(chosen.opened(contexts.policy(tmp_path / "policy"), config), config)
+    (found,) = measure.of(row(frequencies="{}"))
+    # Wait stands behind the first line, its partner, an empty slot, behind it
+    assert {one["cell"]: text(one["token_ids"]).removeprefix("<think>\n _ 7 9\n") for one in found["continued"]} == {
+        "without": "",
+        "own": "Wait",
+        "other_here": " _",
+        "newline": "\n",
+        "without_moved": "Wait",
+        "moved": "WaitWait",
+        "other_own": "Wait _",
+    }
+
+
+def test_a_step_reads_and_asks_for_what_its_engines_need() -> None:
+    def of(**settings: object) -> Config:
+        return override(Config(), {name.replace("__", "."): value for name, value in settings.items()})
+
+    plain, sampling = (of(analyze__instrument="interventions", interventions__num_samples=k) for k in (0, 4))
+    assert "engine" not in context.reads(plain, "analyze")
+    assert set(context.ANSWER_READS) <= set(context.reads(sampling, "analyze"))
+    engines = {"answers__num_engines": 2, "engine__cpus_per_engine": 3}
+    asked = needs.asked(of(analyze__instrument="modes", analyze__num_workers=4, **engines), "analyze")
+    assert sum(cpus for cpus, _ in asked.values()) == 2 * 3 + 1
+    asked = needs.asked(of(analyze__instrument="modes", analyze__num_workers=8, **engines), "analyze")
+    assert sum(cpus for cpus, _ in asked.values()) == 8 + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modes.fractions": [0.5, 1.5]}, r"modes\.fractions=\[0\.5, 1\.5\]: give shares from 0 to 1"),
+        ({"modes.budgets": [8, 8]}, r"modes\.budgets=\[8, 8\]"),
+        ({"modes.delimiters": {"none": ""}}, r"modes\.delimiters\.none is empty"),
+        ({"analyze.instrument": "modes", "prompt.thinking": False}, r"prompt\.thinking=false begins them all alike"),
+        ({"shorter.fractions": [0.0]}, r"shorter\.fractions=\[0\.0\]: give shares above 0"),
+        ({"shorter.fractions": [1.0]}, "the whole thinking is always beside"),
+        ({"shorter.ways": []}, r"shorter\.ways=\[\]: name truncation"),
+        ({"shorter.summary_tokens": 9}, r"no effect without shorter\.summary_policy"),
+        ({"answers.num_engines": [2, 1]}, r"answers\.num_engines=\(2, 1\)"),
+    ],
+)
+def test_what_no_mode_or_way_can_be_is_refused_by_name(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(Config(), changes)
+
+
+@pytest.mark.ray
+def test_engines_answer_behind_what_instruments_begin_and_the_page_shows_it(cluster: None, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    oracle(root)
+    judged = verifying(root, "long")
+    contexts.finish(judged, verify.run(judged))
+    settings = {"answers__max_tokens": 8, "answers__temperature": 1.0, "analyze__num_correct": 2}
+    compared = analyzed(root, "modes", "verify", modes__num_samples=2, engine__max_model_len=256, **settings)
+    assert compared.figures["own"] == 0
+    rows = (compared.folder / "answers" / "trajectories").read_tables("shard-", records.TRAJECTORY).to_pylist()
+    cuts = (compared.folder / modes.CUTS.name).read_tables("shard-", modes.CUTS.schema).to_pylist()
+    begun = {f"{cut['trajectory_id']}/{cut['mode']}": cut["begun_token_ids"] for cut in cuts}
+    assert len(rows) == compared.figures["answers"]["sampled"] == 2 * sum(ids is not None for ids in begun.values())
+    for each in rows:
+        given = begun[each["question_id"]]
+        assert each["token_ids"][: len(given)] == given
+        assert each["forced"] == [{"start": 0, "end": len(given)}]
+        assert 0 < len(each["token_ids"]) - len(given) <= 8
+        assert each["logprobs"][: len(given)] == [0.0] * len(given)
+        assert each["text"].startswith(text(given))
+    page = shown(compared)
+    assert "were not sampled by this policy" in page.tables
+    assert "budget of 8 tokens" in page.tables
+    # What leaves no room for an answer is set aside: an engine was asked for all that the response begins with.
+    tight = {"engine__max_model_len": 40, "data__max_rejected_fraction": 1.0, "shorter__num_samples": 1}
+    second = {"shorter__summary_policy": contexts.policy(tmp_path / "second"), "shorter__summary_tokens": 4}
+    short = analyzed(root, "shorter", "verify", **tight, **second, **settings)
+    assert short.figures["answers"]["rejected"] > 0
+    assert short.figures["summaries"]["asked"] == 4
+    assert "summaries by second" in shown(short).tables
+    assert panels(shown(short)) == {"correct"}
+    words = {"interventions__neutral": ["re: _"], "interventions__num_samples": 2}
+    placed = analyzed(root, "interventions", "verify", **words, **settings, engine__max_model_len=256)
+    assert placed.figures["answers"]["rejected"] == 0
+    assert "continuations sampled from each place" in shown(placed).tables
