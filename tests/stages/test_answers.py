@@ -90,7 +90,7 @@ def test_trajectories_that_were_drawn_otherwise_are_refused(tmp_path: Path) -> N
         return row(policy_id=own, sampling=json.dumps(sampling))
 
     assert modes._own(asked, [drawn(0.6), row()]) == 1
-    with pytest.raises(ConfigError, match=r"temperature=1\.0, and answers\.temperature is 0\.6"):
+    with pytest.raises(ConfigError, match=r"temperature=1\.0, and answers would be with 0\.6: .*; set answers\.temperature"):
         modes._own(asked, [drawn(1.0)])
 
 
@@ -271,9 +271,11 @@ def test_engines_answer_behind_what_instruments_begin_and_the_page_shows_it(clus
     assert "were not sampled by this policy" in page.tables
     assert "budget of 8 tokens" in page.tables
     # What leaves no room for an answer is set aside: an engine was asked for all that the response begins with.
-    tight = {"engine__max_model_len": 40, "data__max_rejected_fraction": 1.0, "shorter__num_samples": 1}
+    longest = max(len(each["prompt_token_ids"]) + len(begun[each["question_id"]]) for each in rows)
+    tight = {"engine__max_model_len": longest, "data__max_rejected_fraction": 1.0, "shorter__num_samples": 1}
     second = {"shorter__summary_policy": contexts.policy(tmp_path / "second"), "shorter__summary_tokens": 4}
-    short = analyzed(root, "shorter", "verify", **tight, **second, **settings)
+    asked = {"shorter__summary_instruction": "{problem}"}
+    short = analyzed(root, "shorter", "verify", **tight, **second, **asked, **settings)
     assert short.figures["answers"]["rejected"] > 0
     assert short.figures["summaries"]["asked"] == 4
     assert "summaries by second" in shown(short).tables

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from raml_ray import records
 from raml_ray.config import Config, ConfigError
 from raml_ray.records import Verdict
+from raml_ray.settings import AnswersConfig
 from raml_ray.stages import rollouts
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import answers, chosen
@@ -95,10 +96,11 @@ def _own(context: Context, rows: Sequence[Row]) -> int:
         was = json.loads(row["sampling"] or "{}")
         for name in sorted((was.keys() | wanted.keys()) - LENGTHS):
             if row["sampling"] and was.get(name) != wanted.get(name):
+                remedy = f"set answers.{name} to that, or " if name in AnswersConfig.model_fields else ""
                 raise ConfigError(
                     f"step {context.step.name!r}: its trajectories were sampled with {name}={was.get(name, 'off')}, and"
-                    f" answers.{name} is {wanted.get(name, 'off')}: modes would differ in more than their thinking; set"
-                    f" answers.{name} to that, or take other trajectories"
+                    f" answers would be with {wanted.get(name, 'off')}: modes would differ in more than their thinking;"
+                    f" {remedy}take other trajectories"
                 )
     return len(mine)
 
