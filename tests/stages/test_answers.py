@@ -90,7 +90,9 @@ def test_trajectories_that_were_drawn_otherwise_are_refused(tmp_path: Path) -> N
         return row(policy_id=own, sampling=json.dumps(sampling))
 
     assert modes._own(asked, [drawn(0.6), row()]) == 1
-    with pytest.raises(ConfigError, match=r"temperature=1\.0, and answers would be with 0\.6: .*; set answers\.temperature"):
+    with pytest.raises(
+        ConfigError, match=r"temperature=1\.0, and answers would be with 0\.6: .*; set answers\.temperature"
+    ):
         modes._own(asked, [drawn(1.0)])
 
 
@@ -271,7 +273,8 @@ def test_engines_answer_behind_what_instruments_begin_and_the_page_shows_it(clus
     assert "were not sampled by this policy" in page.tables
     assert "budget of 8 tokens" in page.tables
     # What leaves no room for an answer is set aside: an engine was asked for all that the response begins with.
-    longest = max(len(each["prompt_token_ids"]) + len(begun[each["question_id"]]) for each in rows)
+    whole = [each for each in rows if each["question_id"].endswith(f"{modes.ENDED}_1")]
+    longest = max(len(each["prompt_token_ids"]) + each["forced"][0]["end"] for each in whole)
     tight = {"engine__max_model_len": longest, "data__max_rejected_fraction": 1.0, "shorter__num_samples": 1}
     second = {"shorter__summary_policy": contexts.policy(tmp_path / "second"), "shorter__summary_tokens": 4}
     asked = {"shorter__summary_instruction": "{problem}"}
@@ -280,7 +283,9 @@ def test_engines_answer_behind_what_instruments_begin_and_the_page_shows_it(clus
     assert short.figures["summaries"]["asked"] == 4
     assert "summaries by second" in shown(short).tables
     assert panels(shown(short)) == {"correct"}
-    words = {"interventions__neutral": ["re: _"], "interventions__num_samples": 2}
+    words = {"interventions__category": "calculation", "interventions__neutral": ["re: _"]}
+    words |= {"interventions__num_samples": 2, "interventions__num_words": 1}
     placed = analyzed(root, "interventions", "verify", **words, **settings, engine__max_model_len=256)
-    assert placed.figures["answers"]["rejected"] == 0
+    # seven places of a word in each of four trajectories
+    assert placed.figures["answers"]["sampled"] == 2 * 7 * 4
     assert "continuations sampled from each place" in shown(placed).tables
