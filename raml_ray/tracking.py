@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import fsspec
 
-from raml_ray.config import Config, fingerprint, flatten
+from raml_ray.config import Config, dump, fingerprint, flatten
 from raml_ray.metrics_file import MetricsTail, progress_table
 from raml_ray.provenance import git_revision, identity_of, mlflow_name, tracking_uri, version_tags, without_secrets
 from raml_ray.storage import Folder, absolute, is_url
@@ -84,14 +84,12 @@ class Tracker:
         if uri is None:
             return
         self._sender = _Sender(uri, config.tracking.experiment, absolute(config.root))
-        # Without indentation: MLflow cuts tags off at 8,000 characters.
-        text = without_secrets(config.model_dump_json())
-        tags = {"raml.run": f"{config.name}@{fingerprint(config)}", "raml.config": text}
-        tags["raml.seed"] = self._seed
+        text = without_secrets(dump(config)) + "\n"
+        tags = {"raml.run": f"{config.name}@{fingerprint(config)}", "raml.seed": self._seed} | version_tags()
         if trial is None:
-            self._put(Start("", run_folder, flatten(config), tags | version_tags()))
+            self._put(Start("", run_folder, flatten(config), tags, config=text))
         else:
-            self._put(Start("", trial.folder, dict(trial.values), tags | version_tags(), parent=run_folder))
+            self._put(Start("", trial.folder, dict(trial.values), tags, config=text, parent=run_folder))
         self._sender.start()
 
     def start_step(self, name: str, stage: str, params: Mapping[str, object], tags: Mapping[str, str]) -> TrackedStep:
@@ -223,6 +221,8 @@ class _Sender(threading.Thread):
             client.log_batch(live.run_id, params=missing[start : start + PARAMS_PER_BATCH])
         tags = dict(command.tags) | git_revision()
         client.log_batch(live.run_id, tags=[RunTag(mlflow_name(k), v[:TAG_CHARS]) for k, v in tags.items()])
+        if command.config:
+            client.log_text(live.run_id, command.config, "config.json")
         self._live[command.step] = live
 
     def _run_of(self, client: "MlflowClient", folder: Folder) -> "Sequence[Run]":

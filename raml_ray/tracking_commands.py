@@ -18,6 +18,8 @@ class Start:
     folder: Folder
     params: Mapping[str, object]
     tags: Mapping[str, str]
+    config: str = ""
+    """Kept beside the whole run as config.json: a tag holds no more than 8,000 characters."""
     parent: Folder | None = None
     """The folder whose run this one lies in; of a step it is the whole run."""
 
