@@ -3,8 +3,10 @@
 import re
 
 from raml_ray.settings import (
+    MINIATURE_RESULTS,
     REGEX_RULE,
     AnalyzeConfig,
+    FeaturesConfig,
     InterventionsConfig,
     LandscapeConfig,
     ModesConfig,
@@ -133,3 +135,26 @@ def _shares(name: str, shares: tuple[float, ...], *, lowest_allowed: bool) -> No
         raise ValueError(
             f"{name}={list(shares)}: give shares {'from' if lowest_allowed else 'above'} 0 to 1, each once"
         )
+
+
+def features(settings: FeaturesConfig) -> None:
+    """Subspaces that a probe can have, and partial results that can be found."""
+    if settings.rank >= settings.num_classes:
+        raise ValueError(
+            f"features.rank={settings.rank}: a probe of features.num_classes={settings.num_classes} classes reads one"
+            f" direction fewer: set it to at most {settings.num_classes - 1}"
+        )
+    for name, values in (("domains", settings.domains), ("layers", settings.layers)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"features.{name}={list(values)} names one twice: name each once")
+    if settings.layers and min(settings.layers) < 1:
+        raise ValueError(f"features.layers={list(settings.layers)}: the first layer is 1")
+    if settings.results != MINIATURE_RESULTS:
+        try:
+            num_groups = re.compile(settings.results).groups
+        except re.error as error:
+            raise ValueError(f"features.results={settings.results!r} is no regular expression: {error}") from None
+        if num_groups < 1:
+            raise ValueError(
+                f"features.results={settings.results!r} has no group: put the partial result in parentheses"
+            )

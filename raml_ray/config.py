@@ -26,6 +26,7 @@ from raml_ray.settings import (
     DrillConfig,
     EngineConfig,
     EvaluateConfig,
+    FeaturesConfig,
     GenerateConfig,
     GrpoConfig,
     InterventionsConfig,
@@ -102,6 +103,7 @@ class Config(Settings):
     answers: AnswersConfig = AnswersConfig()
     modes: ModesConfig = ModesConfig()
     shorter: ShorterConfig = ShorterConfig()
+    features: FeaturesConfig = FeaturesConfig()
     report: ReportConfig = ReportConfig()
     ablate: AblateConfig = AblateConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -132,6 +134,7 @@ class Config(Settings):
         checks_instruments.landscape(self.landscape)
         checks_instruments.modes(self.analyze, self.modes, self.prompt)
         checks_instruments.shorter(self.shorter)
+        checks_instruments.features(self.features)
         checks.engines("generate", self.generate.num_engines)
         checks.engines("evaluate", self.evaluate.num_engines)
         checks.engines("answers", self.answers.num_engines)

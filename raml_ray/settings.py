@@ -462,7 +462,9 @@ class EvaluateConfig(Settings):
     """Questions of each set, from the first; 0 is all."""
 
 
-Instrument = Literal["lhat", "pseudo_update", "real_updates", "roles", "landscape", "interventions", "modes", "shorter"]
+Instrument = Literal[
+    "lhat", "pseudo_update", "real_updates", "roles", "landscape", "interventions", "modes", "shorter", "features"
+]
 """What `analyze` can measure with; each has a file in stages/instruments/ and a node of settings of its own."""
 
 
@@ -475,7 +477,8 @@ class AnalyzeConfig(Settings):
     distilled adapter; `roles`: what words of a kind do to L-hat, from the curves of an `lhat` step;
     `landscape`: L-hat on planes through the policy's weights; `interventions`: reflection words and others, each put in
     the other's place; `modes`: accuracy against tokens with thinking, without, and with thinking cut; `shorter`: accuracy
-    behind trajectories that were shortened in several ways to the same budgets."""
+    behind trajectories that were shortened in several ways to the same budgets;
+    `features`: what linear probes read of partial results, and the policy without it, in two domains."""
     num_questions: int = Field(24, ge=1)
     num_correct: int = Field(1, ge=0)
     """Correct trajectories per question that are looked at."""
@@ -691,6 +694,38 @@ class ShorterConfig(Settings):
     """Of summary_policy: `{problem}` is replaced by the question, an empty line and the reasoning."""
     summary_tokens: int = Field(512, ge=1)
     """Of summary_policy: most tokens of a summary, in its own tokens."""
+
+
+MINIATURE_RESULTS = "miniature"
+NUMBER_AFTER_EQUALS = r"=\s*\$?(-?\d+(?:,\d{3})*(?:\.\d+)?)"
+
+
+class FeaturesConfig(Settings):
+    """Linear probes for partial results, and the policy without what they read (analyze.instrument=features)."""
+
+    by: Literal["domain", "source", "level"] = "domain"
+    """What of a question says its domain: its own field, the question set that it is of, or its level."""
+    domains: tuple[str, ...] = ()
+    """The domains that are looked at; empty is all that the data has. A single one is probed, and has no transfer."""
+    results: str = NUMBER_AFTER_EQUALS
+    """Regular expression whose first group is a partial result (the number behind a `=`), or `miniature`: the numbers that
+    a line of the embedded task puts into a slot."""
+    num_classes: int = Field(10, ge=2)
+    """A partial result's class is its value modulo this; what is no whole number is left out."""
+    num_results: int = Field(8, ge=1)
+    """Partial results of a trajectory that are looked at, evenly spread."""
+    held_out: float = Field(0.5, gt=0, lt=1)
+    """Share of each domain's questions that no probe is trained on: probes are tested on them, and the policy asked them."""
+    layers: tuple[int, ...] = ()
+    """Layers, by number from 1, whose output is probed and projected; empty is all."""
+    penalty: float = Field(0.01, gt=0)
+    """Of the ridge regression behind a probe, on states of unit variance."""
+    rank: int = Field(9, ge=1)
+    """Dimensions of the subspace that is taken away: at most num_classes - 1, which is all that a probe reads."""
+    num_random: int = Field(3, ge=1)
+    """Random subspaces of equal rank that it is held against, per layer."""
+    max_tokens: int = Field(128, ge=1)
+    """Response tokens of the greedy responses."""
 
 
 class ReportConfig(Settings):

@@ -32,6 +32,8 @@ INSTRUMENT_READS: dict[Instrument, tuple[str, ...]] = {
     "interventions": ("interventions", "roles"),
     "modes": ("modes",),
     "shorter": ("shorter",),
+    # The judge of what is answered without a subspace is that of `verify`.
+    "features": ("features", "verify", "data"),
 }
 """The nodes that an instrument of `analyze` reads beside those of its stage."""
 ANSWER_READS = ("answers", "engine", "verify", "data")

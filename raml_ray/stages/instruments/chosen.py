@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from raml_ray import cluster, records
 from raml_ray.config import Config, ConfigError, dump, load
 from raml_ray.policy_source import on_this_node
-from raml_ray.records import Verdict
+from raml_ray.records import Question, Verdict
 from raml_ray.settings import PromptConfig
 from raml_ray.stages import mapping, rollouts, training_set
 from raml_ray.stages.context import Context
@@ -58,6 +58,9 @@ class Table(NamedTuple):
     key: str = "trajectory_id"
     """The column that names a row of what is measured, and is in the table: each is there, or was set aside."""
     rows_per_shard: int = ROWS_PER_SHARD
+    inside: str = ""
+    """Folder in the step's where this table lies, with what was chosen for it and set aside: for an instrument's second
+    table."""
 
 
 class Measured(NamedTuple):
@@ -67,24 +70,29 @@ class Measured(NamedTuple):
     num_rejected: int
 
 
-def trajectories(context: Context) -> list[dict[str, Any]]:
+def trajectories(context: Context, domain_of: Callable[[Question], str] = lambda question: "") -> list[dict[str, Any]]:
     """Of each question the first correct and the first wrong trajectories, in the order of their samples, as CHOSEN.
+
+    analyze.num_questions are taken of each domain, which rows have as a further entry `domain`.
 
     Raises: ConfigError if there is none.
     """
     settings = context.config.analyze
     wanted = {Verdict.CORRECT: settings.num_correct, Verdict.WRONG: settings.num_wrong}
-    taken: dict[str, dict[Verdict, int]] = defaultdict(lambda: dict.fromkeys(wanted, 0))
+    by_domain: dict[str, dict[str, dict[Verdict, int]]] = defaultdict(dict)
     chosen = []
     rows, questions = training_set.judged(context)
     for row in rows:
-        verdict, question = Verdict(row["verdict"]), row["question_id"]
-        if question not in taken and len(taken) == settings.num_questions:
+        verdict, question = Verdict(row["verdict"]), questions[row["question_id"]]
+        domain = domain_of(question)
+        taken = by_domain[domain]
+        if verdict not in wanted or (question.question_id not in taken and len(taken) == settings.num_questions):
             continue
-        if verdict not in wanted or taken[question][verdict] == wanted[verdict]:
+        counts = taken.setdefault(question.question_id, dict.fromkeys(wanted, 0))
+        if counts[verdict] == wanted[verdict]:
             continue
-        taken[question][verdict] += 1
-        chosen.append(row | {"problem": questions[question].problem, "answer": questions[question].answer})
+        counts[verdict] += 1
+        chosen.append(row | {"problem": question.problem, "answer": question.answer, "domain": domain})
     if not chosen:
         raise _nothing(context)
     return chosen
@@ -180,7 +188,8 @@ def mapped(
 
     Raises: RuntimeError if a trajectory has no row in the table and was not set aside either; what a worker raised.
     """
-    settings, step, folder = context.config.analyze, context.step.name, context.folder
+    settings, step = context.config.analyze, context.step.name
+    folder = context.folder / table.inside if table.inside else context.folder
     unit = "trajectories" if table.key == "trajectory_id" else table.name
     cluster.check_fits(
         {
@@ -204,7 +213,7 @@ def mapped(
         workers = mapping.Workers(settings.num_workers, gpus=settings.gpus_per_worker)
         patience = mapping.Patience(settings.shard_timeout_s, f"analyze.shard_timeout_s={settings.shard_timeout_s:g}")
         there = len(rows) - sum(len(shards[shard["shard"]]) for shard in missing)
-        with Progress(folder, step, "analyze", unit=unit, total=len(rows), done=there) as progress:
+        with Progress(context.folder, step, "analyze", unit=unit, total=len(rows), done=there) as progress:
             for report in mapping.over_shards(step, missing, ShardWorker, arguments, workers, patience):
                 progress.add(int(report["rows"]))
     return _complete(folder, rows, table)
