@@ -6,7 +6,7 @@ from pathlib import Path
 from raml_ray.config import Config, ConfigError, Step, hint, load, override, parse_assignments
 from raml_ray.presets_between import BETWEEN
 from raml_ray.presets_figures import FIGURES
-from raml_ray.presets_miniature import miniature, miniature_modes, miniature_science, smoke
+from raml_ray.presets_miniature import miniature, miniature_modes, miniature_open, miniature_science, smoke
 from raml_ray.presets_paper import PAPER, PaperPreset
 from raml_ray.presets_sweeps import (
     miniature_domains,
@@ -99,6 +99,54 @@ def gsm8k_solutions() -> Config:
     )
 
 
+def gsm8k_science() -> Config:
+    """Every instrument on published model solutions of GSM8K, with the policy at policy.path.
+
+    Nothing here is of the miniature: partial results are numbers behind a `=`, thinking ends where the text does, and the
+    two domains are the model solutions and the ones that people wrote (questions have no domain of their own).
+    """
+    solutions = gsm8k_solutions()
+    people = {
+        "generate.source": "import",
+        "data.path": f"{GSM8K}/train.jsonl",
+        "data.columns": {"problem": "question"},
+        "data.answer_pattern": r"####\s*(.+)",
+        "data.texts": {"human": "answer"},
+        "data.labels": {},
+        "verify.answer_pattern": r"####\s*(.+)",
+    }
+    judged = ("verify",)
+
+    def instrument(name: str, data: tuple[str, ...], **settings: object) -> Step:
+        overrides = {"analyze.instrument": name} | {key.replace("__", "."): value for key, value in settings.items()}
+        return Step(name=name, stage="analyze", data=data, overrides=overrides)
+
+    steps = (
+        solutions.step("solutions"),
+        solutions.step("verify"),
+        Step(name="human", stage="generate", overrides=people),
+        Step(name="verify_human", stage="verify", data=("human",), overrides=people),
+        instrument("lhat", judged),
+        instrument("roles", ("lhat",)),
+        instrument("interventions", judged, interventions__category="transition"),
+        instrument("pseudo_update", judged, pseudo_update__num_positions=8),
+        instrument("landscape", judged, analyze__num_questions=2, landscape__num_points=5),
+        instrument("features", (*judged, "verify_human"), features__by="source", analyze__num_questions=20),
+        Step(name="report", stage="report"),
+    )
+    return override(
+        solutions.model_copy(update={"name": "gsm8k_science", "steps": steps}),
+        {
+            "prompt.template": "plain",
+            "prompt.instruction": "Question: {problem}\nAnswer: ",
+            "analyze.suffix": "\nA: ",
+            "analyze.until": "",
+            "analyze.num_questions": 8,
+            "report.title": "Every instrument on GSM8K solutions",
+        },
+    )
+
+
 PRESETS: dict[str, Callable[[], Config]] = (
     {
         function.__name__: function
@@ -107,8 +155,10 @@ PRESETS: dict[str, Callable[[], Config]] = (
             smoke,
             miniature_modes,
             miniature_science,
+            miniature_open,
             gsm8k,
             gsm8k_solutions,
+            gsm8k_science,
             miniature_policies,
             miniature_sft_trajectories,
             miniature_grpo_trajectories,

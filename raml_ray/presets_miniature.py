@@ -91,6 +91,55 @@ def miniature_modes() -> Config:
     )
 
 
+def miniature_open() -> Config:
+    """What the miniature's task leaves out: early answers that mean something, reflection that can help, transfer that can
+    happen (docs/miniature.md).
+
+    The base policy is asked for early answers half of the time and corrects most of its teacher's errors; a second SFT takes
+    steps a tenth as long; every policy is also evaluated without the word `Wait`.
+    """
+    whole = miniature()
+    without = {"evaluate.bad_words": ["Wait"]}
+    policies = ("base", "sft", "sft_gentle", "grpo_zero")
+    steps = (
+        whole.step("base"),
+        whole.step("teacher"),
+        whole.step("verify").model_copy(update={"data": ("teacher",)}),
+        whole.step("sft"),
+        Step(name="sft_gentle", stage="sft", policy="base", data=("verify",), overrides={"sft.learning_rate": 2e-4}),
+        whole.step("grpo_zero"),
+        *(Step(name=f"evaluate_{name}", stage="evaluate", policy=name) for name in policies),
+        *(
+            Step(name=f"evaluate_{name}_no_wait", stage="evaluate", policy=name, overrides=without)
+            for name in policies
+            if name != "sft"
+        ),
+        *(
+            Step(name=f"lhat_{name}", stage="analyze", policy=name, data=(f"evaluate_{name}",))
+            for name in policies
+            if name != "sft"
+        ),
+        _features(("evaluate_base",), "base"),
+        Step(name="report", stage="report"),
+    )
+    return override(
+        whole.model_copy(update={"name": "miniature_open", "steps": steps}),
+        {
+            "base.num_steps": 600,
+            "base.early_answer_fraction": 0.5,
+            "base.noticed_fraction": 0.8,
+            # The sweeps' size: 16 rollouts a question, 20 versions.
+            "grpo.num_trajectories": 16,
+            "grpo.num_updated": 16,
+            "grpo.num_steps": 20,
+            # A policy's own errors are its sampling's: at 0.6 few are left to be reflected on.
+            "evaluate.temperature": 1.0,
+            "evaluate.sets": {"in_domain": "miniature:in_domain", "transfer": "miniature:transfer"},
+            "report.title": "What the miniature leaves open",
+        },
+    )
+
+
 def miniature_science() -> Config:
     """Every instrument on the miniature's fine-tuned policy, along its own correct and wrong trajectories."""
     whole = miniature()
@@ -105,6 +154,7 @@ def miniature_science() -> Config:
         _instrument("modes", tried),
         _instrument("shorter", tried),
         _instrument("landscape", tried, {"analyze.num_questions": 4}),
+        _features(tried),
     )
     steps = (
         whole.step("base"),
@@ -118,10 +168,18 @@ def miniature_science() -> Config:
     return override(
         whole.model_copy(update={"name": "miniature_science", "steps": steps}),
         {
-            "evaluate.sets": {"in_domain": "miniature:in_domain"},
+            # The other domain is what shared features are tested in; the other instruments look at the first set alone.
+            "evaluate.sets": {"in_domain": "miniature:in_domain", "transfer": "miniature:transfer"},
             "report.title": "What tokens do: the miniature under every instrument",
         },
     )
+
+
+def _features(data: tuple[str, ...], policy: str = "sft") -> Step:
+    """Probes on all questions of both domains, and answers without what they read in the middle and at the end."""
+    size = {"analyze.num_questions": 60, "analyze.num_correct": 4, "analyze.num_wrong": 4}
+    step = _instrument("features", data, {"features.results": "miniature", "features.max_tokens": 96, **size})
+    return step.model_copy(update={"policy": policy})
 
 
 def _instrument(name: str, data: tuple[str, ...], overrides: dict[str, object] | None = None) -> Step:

@@ -49,7 +49,9 @@ class BaseConfig(Settings):
     """AdamW's, of everything else."""
     warmup_steps: int = Field(20, ge=0)
     slip_probability: float = Field(0.12, ge=0, le=1)
-    """Chance, per step of a training document, of an uncorrected error: what leaves SFT and RL something to teach."""
+    """Chance, per step of a training document, of an error: what leaves SFT and RL something to teach."""
+    noticed_fraction: float = Field(1 / 3, ge=0, le=1)
+    """Of the errors in training documents how many the next line corrects after `Wait`."""
     early_answer_fraction: float = Field(0.2, ge=0, le=1)
     """Share of chat documents whose thinking is cut anywhere and answered at once: calibrates L-hat's probe."""
     hidden_size: int = Field(96, ge=32)
@@ -445,6 +447,8 @@ class EvaluateConfig(Settings):
     max_tokens: int = Field(128, ge=1)
     stop: tuple[str, ...] = ()
     """As generate.stop."""
+    bad_words: tuple[str, ...] = ()
+    """As generate.bad_words: accuracy with and without `Wait` says whether reflection helps."""
     thinking_budget: int = Field(0, ge=0)
     """As generate.thinking_budget, with generate's defaults for what follows the cut."""
     budget_text: str = "\n</think>\n\n**Final Answer**\n\\boxed{"

@@ -17,8 +17,6 @@ UNTHOUGHT_FRACTION = 0.1
 """Of the chats: an answer without thinking."""
 SHORT_FRACTION = 0.25
 """Of the trains of thought: two reductions per line, which is more than the policy can do reliably."""
-NOTICED_FRACTION = 1 / 3
-"""Of the slips: corrected by the next line after `Wait`."""
 
 
 class Piece(NamedTuple):
@@ -97,7 +95,7 @@ def _chat(
     style = task.Style(
         reductions_per_line=2 if rng.random() < SHORT_FRACTION else 1,
         slip_probability=base.slip_probability,
-        noticed_fraction=NOTICED_FRACTION,
+        noticed_fraction=base.noticed_fraction,
         verification_probability=miniature.verification_probability,
     )
     lines = task.thinking(state, domain, style, rng)
