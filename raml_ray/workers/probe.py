@@ -22,9 +22,11 @@ from raml_ray.workers.probe_memory import MIB, Costs
 from raml_ray.workers.probe_support import BY_KIND, FLEX
 from raml_ray.workers.sight import Run, Tokens
 
-PAIRS_PER_SIZE = 6
-"""With a dense mask a pass is cut where its tokens are so many times the hidden size: there attention, pairs that do not see
-each other included, costs as much as all matrix products (4 N N H against 24 N H H operations)."""
+PAIRS_PER_SIZE = 2
+"""With a dense mask a pass is cut where its tokens are so many times the hidden size: attention among them, nearly all of it
+between branches that do not see each other, then costs a third of all matrix products (4 N N H against 24 N H H operations)."""
+LEAST_TOKENS = 512
+"""Of such a pass all the same: smaller ones take as long as calling them does."""
 
 
 class Probe(NamedTuple):
@@ -118,11 +120,20 @@ class _Pack:
     def logprobs(self) -> list[list[Tensor]]:
         self._read()
         parts: list[list[list[Tensor]]] = [[[] for _ in probe.suffixes] for probe in self._probes]
-        for runs in self._chunks():
+        # From the end of the row: what no branch sees any more leaves the cache, half of all pairs in the end.
+        for runs in reversed(list(self._chunks())):
+            self._forget_behind(runs[-1])
             for run, of_run in zip(runs, self._branch_off(runs), strict=True):
                 for index, logprob_KA in enumerate(of_run):
                     parts[run.trajectory][index].append(logprob_KA)
-        return [[torch.cat(chunks) for chunks in of_probe] for of_probe in parts]
+        return [[torch.cat(chunks[::-1]) for chunks in of_probe] for of_probe in parts]
+
+    def _forget_behind(self, run: Run) -> None:
+        """Keep of the cached texts what this run and those before it can see."""
+        before = sum(probe.lengths[-1] - 1 for probe in self._probes[: run.trajectory])
+        seen = before + int(run.length_K[-1]) - 1
+        self._cache.crop(seen - self.num_cached)  # a negative count is the number of tokens to remove
+        self._texts = Tokens(*(column_N[:seen] for column_N in self._texts))
 
     def _read(self) -> None:
         """Put the texts into the cache, in as many passes as the memory asks for."""
@@ -150,7 +161,7 @@ class _Pack:
 
     def _chunks(self) -> Iterator[list[Run]]:
         """All branches, in runs that together fit into a pass."""
-        most, budget = max(_most_tokens(self._model), self.num_cached), self._memory_mib * MIB
+        most, budget = _most_tokens(self._model), self._memory_mib * MIB
         chunk: list[tuple[int, list[int]]] = []
         tokens = logits = 0
         for index, (probe, grown) in enumerate(zip(self._probes, self._branches, strict=True)):
@@ -185,7 +196,7 @@ class _Pack:
         logits = self._forward(
             query, self._masks(query, self._texts.then(query)), torch.cat(scored).to(self._device)
         ).float()
-        self._cache.crop(-start)  # a negative count is the number of tokens to remove
+        self._cache.crop(-start)
         of_runs = logits.split([len(places) for places in scored])
         return [_answers(part, run.branch, len(run.length_K)) for part, run in zip(of_runs, runs, strict=True)]
 
@@ -244,7 +255,7 @@ def _answers(logits_NV: Tensor, grown: Branch, num_positions: int) -> list[Tenso
 def _most_tokens(model: PreTrainedModel) -> int:
     """Of a pass, where there is more than one text or branch in it."""
     is_flex = model.config._attn_implementation == FLEX
-    return 2**31 if is_flex else PAIRS_PER_SIZE * int(model.config.hidden_size)
+    return 2**31 if is_flex else max(PAIRS_PER_SIZE * int(model.config.hidden_size), LEAST_TOKENS)
 
 
 def _costs(model: PreTrainedModel) -> Costs:
