@@ -130,6 +130,9 @@ def gsm8k_science() -> Config:
         instrument("roles", ("lhat",)),
         instrument("interventions", judged, interventions__category="transition"),
         instrument("pseudo_update", judged, pseudo_update__num_positions=8),
+        instrument("real_updates", judged),
+        instrument("modes", judged),
+        instrument("shorter", judged),
         instrument("landscape", judged, analyze__num_questions=2, landscape__num_points=5),
         instrument("features", (*judged, "verify_human"), features__by="source", analyze__num_questions=20),
         Step(name="report", stage="report"),
@@ -142,6 +145,8 @@ def gsm8k_science() -> Config:
             "analyze.suffix": "\nA: ",
             "analyze.until": "",
             "analyze.num_questions": 8,
+            "answers.cut_text": "\nA: ",
+            "engine.max_model_len": 1024,
             "report.title": "Every instrument on GSM8K solutions",
         },
     )

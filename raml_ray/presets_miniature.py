@@ -178,7 +178,9 @@ def miniature_science() -> Config:
 def _features(data: tuple[str, ...], policy: str = "sft") -> Step:
     """Probes on all questions of both domains, and answers without what they read in the middle and at the end."""
     size = {"analyze.num_questions": 60, "analyze.num_correct": 4, "analyze.num_wrong": 4}
-    step = _instrument("features", data, {"features.results": "miniature", "features.max_tokens": 96, **size})
+    step = _instrument(
+        "features", data, {"features.results": "miniature", "features.max_tokens": 96, "features.rank": 9, **size}
+    )
     return step.model_copy(update={"policy": policy})
 
 

@@ -724,8 +724,9 @@ class FeaturesConfig(Settings):
     """Layers, by number from 1, whose output is probed and projected; empty is all."""
     penalty: float = Field(0.01, gt=0)
     """Of the ridge regression behind a probe, on states of unit variance."""
-    rank: int = Field(9, ge=1)
-    """Dimensions of the subspace that is taken away: at most num_classes - 1, which is all that a probe reads."""
+    rank: int = Field(4, ge=1)
+    """Dimensions of the subspace that is taken away, those that a probe's scores depend on most: fewer than there are classes
+    among the results that it is trained on."""
     num_random: int = Field(3, ge=1)
     """Random subspaces of equal rank that it is held against, per layer."""
     max_tokens: int = Field(128, ge=1)

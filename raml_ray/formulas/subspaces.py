@@ -53,7 +53,9 @@ def read_subspace(probe: LinearProbe, rank: int) -> Tensor:
     left_DK, size_K, _ = torch.linalg.svd(probe.weight_DC, full_matrices=False)
     num_read = int((size_K > 1e-9 * size_K[0]).sum()) if size_K[0] > 0 else 0
     if num_read < rank:
-        raise ValueError(f"features.rank={rank}, but a probe reads {num_read} directions: lower it, or look at more")
+        raise ValueError(
+            f"features.rank={rank}, but a probe reads {num_read} directions: lower it, or look at more results"
+        )
     read_DR: Tensor = left_DK[:, :rank]
     return read_DR
 

@@ -104,6 +104,8 @@ def test_questions_that_were_held_out_are_asked_without_every_subspace_and_with_
     assert [len(asked[domain]) for domain in ("x", "y")] == [2, 1]
     basis_DR, mean_D = features_probes.unpacked(found.blocks[1])
     assert (basis_DR.shape, mean_D[:4].tolist()) == ((8, 2), pytest.approx([3 / 7, 2 / 7, 2 / 7, 0.0]))
+    with pytest.raises(ConfigError, match=r"domain 'x': features\.rank=2, but a probe reads 1 directions"):
+        trained(tmp_path, [row for row in states("x", 4) if row["class"] < 2])
     with pytest.raises(ConfigError, match="has 1 question with partial results, and needs two"):
         trained(tmp_path, states("x", 4) + states("y", 1))
 

@@ -128,7 +128,10 @@ def _of_layer(
         fitted = (settings.num_classes, settings.penalty)
         probe = subspaces.ridge_probe(state_ND, examples.class_N, *fitted)
         shuffled = subspaces.ridge_probe(state_ND, examples.class_N[order], *fitted)
-        basis_DR = subspaces.read_subspace(probe, settings.rank)
+        try:
+            basis_DR = subspaces.read_subspace(probe, settings.rank)
+        except ValueError as error:
+            raise ConfigError(f"step {context.step.name!r}, domain {domain!r}: {error}") from None
         left = subspaces.ridge_probe(subspaces.without(state_ND.double(), basis_DR, mean_D), examples.class_N, *fitted)
         usual = Counter(examples.class_N.tolist()).most_common(1)[0][0]
         tested = {}
