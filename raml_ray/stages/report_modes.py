@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from raml_ray.stages.instruments.modes import BUDGET, ENDED, THINKING, UNTHOUGHT
 from raml_ray.stages.report_data import Run, StepResult
@@ -79,6 +79,9 @@ def _figure(step: StepResult, modes: Mapping[str, Any]) -> Figure:
         )
     axis.set(xscale="log", xlabel="response tokens, mean", ylabel="accuracy", ylim=(-0.03, 1.03))
     axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.legend(fontsize=8)
     caption = (
         "Accuracy against the mean length of responses, of the same questions in every mode. Whiskers: 95 % bootstrap"
@@ -107,6 +110,8 @@ def _curve(axis: Axes, kind: str, modes: Mapping[str, Any]) -> list[dict[str, An
             "label": named,
         }
         axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], **style)
+        if kind == UNTHOUGHT:
+            axis.annotate(f" {mode.removeprefix(f'{kind}_')}", (x, y), (4, 5), textcoords="offset points", fontsize=7)
         row = {"mode": mode, "x": x, "x_low": x_bounds[0], "x_high": x_bounds[1]}
         points.append(row | {"y": y, "low": y_bounds[0], "high": y_bounds[1]})
     if line != "none":

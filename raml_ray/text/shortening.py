@@ -15,14 +15,14 @@ def truncated(lengths: Sequence[int], budget: int) -> list[int]:
 
 
 def without(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[int]:
-    """The sentences that are left, in their place, when they are deleted in that order until the budget holds the rest."""
-    left, total = set(range(len(lengths))), sum(lengths)
-    for place in order:
-        if total <= budget:
-            break
-        left.discard(place)
-        total -= lengths[place]
-    return sorted(left)
+    """The sentences that are left, in their place, when they are deleted in that order as far as the budget of tokens asks:
+    from the last one of the order on, each is kept that the budget still holds."""
+    kept, left = [], budget
+    for place in reversed(order):
+        if lengths[place] <= left:
+            kept.append(place)
+            left -= lengths[place]
+    return sorted(kept)
 
 
 def by_worth(worth: Sequence[float]) -> list[int]:

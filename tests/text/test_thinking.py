@@ -87,12 +87,14 @@ def test_truncation_keeps_whole_sentences_from_the_first(budget: int, kept: list
     assert shortening.truncated([5, 3, 4], budget) == kept
 
 
-def test_sentences_are_deleted_in_order_until_the_rest_fits() -> None:
+def test_sentences_are_deleted_in_order_as_far_as_the_budget_asks() -> None:
     lengths, order = [5, 3, 4], [1, 0, 2]
     assert shortening.without(lengths, order, 12) == [0, 1, 2]
     assert shortening.without(lengths, order, 9) == [0, 2]
-    assert shortening.without(lengths, order, 8) == [2]
-    assert shortening.without(lengths, order, 3) == []
+    # the first has no room beside the third, and the second has
+    assert shortening.without(lengths, order, 8) == [1, 2]
+    assert shortening.without(lengths, order, 3) == [1]
+    assert shortening.without(lengths, order, 2) == []
 
 
 def test_what_is_worth_least_is_deleted_first() -> None:
