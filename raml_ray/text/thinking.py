@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -45,15 +45,22 @@ def thought(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], cut_te
     opening = OPENING.match(text)
     start = bisect_left(starts, opening.end()) if opening else 0
     end = closed = len(ids)
-    for mark in (CLOSE, cut_text.strip()):
-        if mark and (place := text.find(mark, starts[start] if start < len(ids) else len(text))) >= 0:
-            # A token that holds characters of both ends the thought already.
-            end = max(start, bisect_right(ends, place))
-            closed = min(len(ids), bisect_left(ends, place + len(mark)) + 1)
-            break
+    inside = starts[start] if start < len(ids) else len(text)
+    ending = next(filter(None, (mark.search(text, inside) for mark in _marks(cut_text))), None)
+    if ending:
+        # A token that holds characters of both ends the thought already.
+        end = max(start, bisect_right(ends, ending.start()))
+        closed = min(len(ids), bisect_left(ends, ending.end()) + 1)
     breaks = {bisect_left(starts, match.end()) for match in SENTENCE_END.finditer(text)}
     edges = sorted({start, end, *(place for place in breaks if start < place < end)})
     return Thought(ids, start, end, closed, list(pairwise(edges)))
+
+
+def _marks(cut_text: str) -> Iterator[re.Pattern[str]]:
+    """What ends a thought: its tag, or else what is put behind cuts, on a line of its own where that begins with one."""
+    yield re.compile(re.escape(CLOSE))
+    if text := cut_text.strip():
+        yield re.compile(("^" if cut_text.startswith("\n") else "") + re.escape(text), re.MULTILINE)
 
 
 def begun(tokenizer: PreTrainedTokenizerBase, one: Thought, kept_ids: Sequence[int], cut_text: str) -> list[int]:

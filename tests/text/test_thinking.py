@@ -36,11 +36,11 @@ def test_a_thought_that_is_not_ended_is_all_that_follows_its_opening() -> None:
 
 
 def test_without_tags_a_thought_ends_where_the_answer_is_headed() -> None:
-    one = thinking.thought(TOKENIZER, ids("One. Two is 3.5! So\n#### 4"), "\n#### ")
+    one = thinking.thought(TOKENIZER, ids("One. #### is 3.5! So\n#### 4"), "\n#### ")
     assert one.start == 0
-    # a full stop inside a number ends no sentence
-    assert spans(one) == ["One.", " Two is 3.5!", " So\n"]
-    assert text(one.token_ids[: one.closed]) == "One. Two is 3.5! So\n####"
+    # a full stop inside a number ends no sentence, and what is put behind cuts no thought but on its own line
+    assert spans(one) == ["One.", " #### is 3.5!", " So\n"]
+    assert text(one.token_ids[: one.closed]) == "One. #### is 3.5! So\n####"
     whole = thinking.thought(TOKENIZER, ids("One. Two"), "\n#### ")
     assert (whole.end, whole.closed) == (len(whole.token_ids),) * 2
 
