@@ -135,8 +135,6 @@ def gsm8k_science() -> Config:
         instrument("shorter", judged),
         instrument("landscape", judged, analyze__num_questions=2, landscape__num_points=5),
         instrument("features", (*judged, "verify_human"), features__by="source", analyze__num_questions=20),
-        instrument("modes", judged),
-        instrument("shorter", judged),
         Step(name="report", stage="report"),
     )
     return override(
