@@ -1,6 +1,8 @@
 """What one setting allows another. Every function raises ValueError with both names and a remedy."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from raml_ray import faults
 from raml_ray.published import Published
@@ -37,8 +39,9 @@ def counts(grpo: GrpoConfig, evaluate: EvaluateConfig, sft: SftConfig) -> None:
         )
 
 
-def miniature(task: MiniatureConfig, base: BaseConfig) -> None:
-    """The embedded task and the policy that is made for it."""
+def miniature(task: MiniatureConfig, base: BaseConfig, steps: Sequence[Any]) -> None:
+    """The embedded task, the policy that is made for it, and the steps that take that."""
+    _twins(base, steps)
     for name, operands in (("num_operands", task.num_operands), ("deeper_operands", task.deeper_operands)):
         if operands > task.num_slots:
             raise ValueError(
@@ -46,6 +49,22 @@ def miniature(task: MiniatureConfig, base: BaseConfig) -> None:
             )
     if base.hidden_size % base.num_heads:
         raise ValueError(f"base.hidden_size={base.hidden_size} is no multiple of base.num_heads={base.num_heads}")
+    if base.kind == "random" and base.attention != "softmax":
+        raise ValueError(
+            f"base.attention={base.attention} is of the miniature's policy: set base.kind=miniature, or leave it at softmax"
+        )
+
+
+def _twins(base: BaseConfig, steps: Sequence[Any]) -> None:
+    """What a run's steps may do with policies of other attention."""
+    attentions = {step.name: step.overrides.get("base.attention", base.attention) for step in steps}
+    for step in steps:
+        attention = attentions.get(step.policy, "softmax")
+        if attention != "softmax" and step.stage != "analyze":
+            raise ValueError(
+                f"steps: {step.name!r} builds on {step.policy!r}, whose base.attention={attention} no engine or learner"
+                " knows: only `analyze` takes it; set it to softmax"
+            )
 
 
 def pattern(name: str, text: str) -> None:

@@ -141,9 +141,13 @@ def miniature_open() -> Config:
 
 
 def miniature_science() -> Config:
-    """Every instrument on the miniature's fine-tuned policy, along its own correct and wrong trajectories."""
+    """Every instrument on the miniature's fine-tuned policy, along its own correct and wrong trajectories; its base policy
+    beside twins of other attention, along the same."""
     whole = miniature()
     tried = ("evaluate_sft",)
+    twins = ("linear", "delta")
+    short: dict[str, object] = {"base.num_steps": 250}
+    few: dict[str, object] = {"analyze.num_questions": 12, "pseudo_update.num_positions": 8}
     instruments = (
         Step(name="lhat", stage="analyze", policy="sft", data=tried),
         _instrument("roles", ("lhat",)),
@@ -155,9 +159,16 @@ def miniature_science() -> Config:
         _instrument("shorter", tried),
         _instrument("landscape", tried, {"analyze.num_questions": 4}),
         _features(tried),
+        *(
+            _instrument("pseudo_update", tried, few, policy=policy).model_copy(
+                update={"name": f"pseudo_update_{policy}"}
+            )
+            for policy in ("base", *(f"base_{kind}" for kind in twins))
+        ),
     )
     steps = (
         whole.step("base"),
+        *(Step(name=f"base_{kind}", stage="base", overrides=short | {"base.attention": kind}) for kind in twins),
         whole.step("teacher"),
         whole.step("verify").model_copy(update={"data": ("teacher",)}),
         whole.step("sft"),
@@ -184,7 +195,9 @@ def _features(data: tuple[str, ...], policy: str = "sft") -> Step:
     return step.model_copy(update={"policy": policy})
 
 
-def _instrument(name: str, data: tuple[str, ...], overrides: dict[str, object] | None = None) -> Step:
+def _instrument(
+    name: str, data: tuple[str, ...], overrides: dict[str, object] | None = None, policy: str = "sft"
+) -> Step:
     """A step of that instrument, named after it."""
     settings = {"analyze.instrument": name} | (overrides or {})
-    return Step(name=name, stage="analyze", policy="sft", data=data, overrides=settings)
+    return Step(name=name, stage="analyze", policy=policy, data=data, overrides=settings)

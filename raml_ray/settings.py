@@ -38,6 +38,9 @@ class BaseConfig(Settings):
     kind: Literal["miniature", "random"] = "miniature"
     """`miniature`: trained from scratch on the embedded task; `random`: random weights and a byte-level tokenizer trained
     on the text of data.path, to take any data through every stage in minutes (its accuracy is chance)."""
+    attention: Literal["softmax", "linear", "delta"] = "softmax"
+    """Of the miniature's policy. `linear` (linear attention) and `delta` (the delta rule, as in DeltaNet) keep a state in
+    every head in place of keys: twins that `analyze` measures, and that no engine or learner knows."""
     vocab_size: int = Field(512, ge=260)
     """Entries of the byte-level tokenizer of a `random` policy."""
     num_steps: int = Field(400, ge=1)

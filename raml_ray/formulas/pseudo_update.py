@@ -115,8 +115,11 @@ def linear_attention_update(state_DE: Tensor, key_D: Tensor, value_E: Tensor) ->
     return state_DE + key_D[..., :, None] * value_E[..., None, :]
 
 
-def delta_rule_update(state_DE: Tensor, key_D: Tensor, value_E: Tensor, beta: float) -> Tensor:
-    """The state after a token, S - beta k^T (k S - v), (.., D, E): a step of SGD with rate beta on |k S - v|^2 / 2."""
+def delta_rule_update(state_DE: Tensor, key_D: Tensor, value_E: Tensor, beta: float | Tensor) -> Tensor:
+    """The state after a token, S - beta k^T (k S - v), (.., D, E): a step of SGD with rate beta on |k S - v|^2 / 2.
+
+    Rates of several heads are given with a last dimension of 1.
+    """
     error_E = (key_D[..., None, :] @ state_DE)[..., 0, :] - value_E
     return linear_attention_update(state_DE, key_D, -beta * error_E)
 

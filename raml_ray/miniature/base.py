@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from raml_ray import records
 from raml_ray.miniature import documents, tokenizer
 from raml_ray.miniature.documents import Document
+from raml_ray.miniature.twin_config import TwinConfig
+from raml_ray.miniature.twins import TwinForCausalLM
 from raml_ray.settings import BaseConfig, MiniatureConfig
 
 logger = logging.getLogger(__name__)
@@ -79,25 +81,27 @@ def train(
 
 def initial(base: BaseConfig, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> Qwen2ForCausalLM:
     """The untrained policy; the global random state is left as it was."""
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=base.hidden_size,
-        intermediate_size=base.intermediate_size,
-        num_hidden_layers=base.num_layers,
-        num_attention_heads=base.num_heads,
-        num_key_value_heads=base.num_kv_heads,
-        max_position_embeddings=MAX_POSITIONS,
-        initializer_range=INITIALIZER_RANGE,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype=torch.float32,
-    )
+    shape: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": base.hidden_size,
+        "intermediate_size": base.intermediate_size,
+        "num_hidden_layers": base.num_layers,
+        "num_attention_heads": base.num_heads,
+        "num_key_value_heads": base.num_kv_heads,
+        "max_position_embeddings": MAX_POSITIONS,
+        "initializer_range": INITIALIZER_RANGE,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "dtype": torch.float32,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config)
+        if base.attention == "softmax":
+            return Qwen2ForCausalLM(Qwen2Config(**shape))
+        return TwinForCausalLM(TwinConfig(**shape, twin_attention=base.attention))
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:

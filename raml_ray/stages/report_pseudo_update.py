@@ -1,12 +1,14 @@
 """The page's part on pseudo-updates: whether what a token writes points down the gradient of the answer's loss."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
 from raml_ray.config import Config
+from raml_ray.stages import report_tables
 from raml_ray.stages.claims import answered
 from raml_ray.stages.instruments.intervals import by_question
 from raml_ray.stages.instruments.pseudo_update import TOKEN, UPDATES
@@ -14,7 +16,7 @@ from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_figures import INK, Figure, finished
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
-from raml_ray.stages.report_measures import interval_table, point, whiskers
+from raml_ray.stages.report_measures import cell, interval_table, point, whiskers
 from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, level_for, measured
 
 COLUMNS = {
@@ -40,8 +42,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 def shown(run: Run) -> Shown:
     """The section of the steps that measured pseudo-updates."""
-    claims, figures, tables = [], [], []
-    for step in run.of_instrument("pseudo_update"):
+    steps = run.of_instrument("pseudo_update")
+    claims, figures, tables = [], [], [_beside(steps)] if len(steps) > 1 else []
+    for step in steps:
         rows = (step.folder / UPDATES.name).read_tables("shard-", TOKEN).to_pylist()
         groups = step.figures["groups"]
         listed = [
@@ -55,15 +58,47 @@ def shown(run: Run) -> Shown:
         tables.append(
             '<p class="note">Means over tokens with 95 % bootstrap intervals over trajectories; cosines are over all'
             " layers and heads together, transfer errors medians. Patched weights give what the layers gave with the token"
-            f" up to a relative error of {max(errors, default=0):.1e}.</p>\n"
+            f" up to a relative error of {max(errors, default=0):.1e}{_served(rows)}.</p>\n"
         )
         if rows:
-            claims.append(_descends(step, rows, run.config))
+            claims.append(_descends(step, rows, run.config, of=_attention(run, step)))
             figures.append(_figure(step, rows))
     return Shown("Tokens as updates of weights", claims, "".join(tables), figures)
 
 
-def _descends(step: StepResult, rows: Rows, config: Config) -> Claim:
+def _beside(steps: Sequence[StepResult]) -> str:
+    """What the update that a token is for the answer's first query is to all other queries, policy by policy."""
+    body = []
+    for step in steps:
+        found = step.figures["groups"]["correct"]["answer"]
+        if found["num"]:
+            shown = [cell(found[name], 3) for name in ("cosine", "cosine_excess")]
+            left = f"{found['transfer_error']['mean']:.1e}"
+            shown += [left, f"{found['reconstruction_error_max']:.1e}"]
+            body.append(report_tables.row([escape(f"{step.name} (of {step.policy or 'policy.path'})"), *shown]))
+    header = ("correct trajectories", COLUMNS["cosine"][0], COLUMNS["cosine_excess"][0])
+    return report_tables.table(
+        [*header, "left for other queries, share of the step", "largest reconstruction error"], body
+    )
+
+
+def _served(rows: Rows) -> str:
+    """Whom the updates are exact for."""
+    return " for every later query: they are the changes of a state" if rows and _is_of_states(rows) else ""
+
+
+def _is_of_states(rows: Rows) -> bool:
+    """Whether the policy's heads keep a state: then there is no other reader to tell apart."""
+    return all(each["reader"] != "token" for each in rows)
+
+
+def _attention(run: Run, step: StepResult) -> str:
+    """The setting by which base policies differ, of a step on one of them."""
+    made = next((each for each in run.of_stage("base") if each.name == step.policy), None)
+    return f"base.attention={made.settings['base.attention']}" if made else ""
+
+
+def _descends(step: StepResult, rows: Rows, config: Config, *, of: str) -> Claim:
     """Eq. 4: above zero, and above what another token of the same trajectory would give."""
     correct = [row for row in rows if (row["group"], row["reader"]) == ("correct", "answer")]
     cosine = by_question((row["question_id"], row["cosine_whole"]) for row in correct)
@@ -77,7 +112,7 @@ def _descends(step: StepResult, rows: Rows, config: Config) -> Claim:
     )
     num = measurements[0].num_questions
     few = f"questions: {num}, fewer than {MIN_QUESTIONS}: too few to decide"
-    return answered("pseudo-update-descends", measurements, few if num < MIN_QUESTIONS else "")
+    return answered("pseudo-update-descends", measurements, few if num < MIN_QUESTIONS else "", of=of)
 
 
 def _figure(step: StepResult, rows: Rows) -> Figure:
@@ -109,7 +144,8 @@ def _figure(step: StepResult, rows: Rows) -> Figure:
         mine = [row for row in rows if row["reader"] == reader and row["group"] == "correct"]
         for layer, values in enumerate(_by_layer(mine, "transfer_error", median=True)):
             if values:
-                label, colour = f"made for the {reader}", ("#0072B2", "#CC79A7")[index]
+                made_for = "every query" if _is_of_states(rows) else f"the {reader}"
+                label, colour = f"made for {made_for}", ("#0072B2", "#CC79A7")[index]
                 x_at = layer + 0.12 * (2 * index - 1)
                 found = whiskers(transfers, x_at, values, colour, label if layer == 0 else None, "os"[index])
                 drawn.append(point("transfer", reader, layer, found))

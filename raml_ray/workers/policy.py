@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from raml_ray.workers import recurrent_forms
 from raml_ray.workers.constant_keys import Constants
-from raml_ray.workers.recurrent_forms import FORMS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,9 +62,7 @@ def load_model(
     check_folder(path, weights=not random_init)
     config = load_config(path)
     _check_logits(config)
-    kwargs = {"dtype": dtype, "trust_remote_code": False}
-    if config.model_type not in FORMS:  # a recurrent policy has no attention to choose
-        kwargs["attn_implementation"] = "sdpa"
+    kwargs = {"dtype": dtype, "trust_remote_code": False} | recurrent_forms.attention_of(config)
     if without_weights:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, **kwargs)

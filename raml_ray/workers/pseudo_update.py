@@ -28,7 +28,7 @@ class HeadUpdates:
     """One token's pseudo-update in every layer and head, each (L, H) float32; cosines are with minus the gradient."""
 
     mass: Tensor
-    """p, the attention on the token."""
+    """p, the attention on the token; NaN where there is none to speak of (`state_update`)."""
     direction_norm: Tensor
     """|v_t - o_l|."""
     patch_norm: Tensor
@@ -57,7 +57,7 @@ class TokenUpdate:
     lhat_before: float
     lhat_after: float
     heads: dict[str, HeadUpdates]
-    """By reader."""
+    """By reader, one of READERS."""
 
 
 def value_gradients(
@@ -114,7 +114,7 @@ def token_update(
             readers[reader].append(made)
     with torch.no_grad():
         after = float(answer_loss(model, token_ids, suffix))
-    return TokenUpdate(before, after, {reader: _stacked(made) for reader, made in readers.items()})
+    return TokenUpdate(before, after, {reader: stacked(made) for reader, made in readers.items()})
 
 
 def _layer_updates(
@@ -169,7 +169,8 @@ def _reconstruction_error(layer: Layer, written: Write, read_HKD: Tensor) -> Ten
     return found
 
 
-def _stacked(layers: Sequence[HeadUpdates]) -> HeadUpdates:
+def stacked(layers: Sequence[HeadUpdates]) -> HeadUpdates:
+    """One layer's after the other, on the host."""
     return HeadUpdates(
         **{
             each.name: torch.stack([getattr(layer, each.name) for layer in layers]).cpu()

@@ -4,13 +4,15 @@ axis, so that states can be kept, picked and put together.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from raml_ray.miniature.twin_config import MODEL_TYPE
+
 if TYPE_CHECKING:  # who only loads a tokenizer does without their imports
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 State = Sequence[Tensor]
 """Of B sequences, each tensor (B, ..)."""
@@ -112,10 +114,47 @@ class _Last:
         self._part_BHL[key] = value_BH
 
 
+class _Twin:
+    """The miniature's twins: of every layer a state (B, G, D, E), and how many tokens were read, (B, 1)."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self._model = model
+
+    def start(self, num_rows: int) -> State:
+        config, weight = self._model.config, self._model.get_input_embeddings().weight
+        head_size = config.hidden_size // config.num_attention_heads
+        size = (num_rows, config.num_key_value_heads, head_size, head_size)
+        states = [torch.zeros(size, dtype=weight.dtype, device=weight.device) for _ in range(config.num_hidden_layers)]
+        return [*states, torch.zeros(num_rows, 1, dtype=torch.long, device=weight.device)]
+
+    def step(self, id_B: Tensor, state: State) -> tuple[Tensor, State]:
+        from raml_ray.miniature.twins import Memory
+
+        *states, position_B1 = state
+        memory = Memory(dict(enumerate(states)))
+        hidden_B1H = self._model.base_model(
+            input_ids=id_B[:, None], position_ids=position_B1, use_cache=False, memory=memory
+        ).last_hidden_state
+        return hidden_B1H[:, 0], [*(memory.states[index] for index in range(len(states))), position_B1 + 1]
+
+
 FORMS: "dict[str, Callable[[PreTrainedModel], Form]]" = {
     "falcon_mamba": _Mamba,
     "mamba": _Mamba,
     "mamba2": _Mamba,
+    MODEL_TYPE: _Twin,
     "rwkv": _Rwkv,
 }
 """By architecture (config.model_type)."""
+
+
+def attention_of(config: "PretrainedConfig") -> dict[str, Any]:
+    """What transformers is told of a policy's attention as it loads one; the miniature's twins are made known to it."""
+    if config.model_type == MODEL_TYPE:
+        from transformers import AutoModelForCausalLM
+
+        from raml_ray.miniature.twin_config import TwinConfig
+        from raml_ray.miniature.twins import TwinForCausalLM
+
+        AutoModelForCausalLM.register(TwinConfig, TwinForCausalLM, exist_ok=True)
+    return {} if config.model_type in FORMS else {"attn_implementation": "sdpa"}

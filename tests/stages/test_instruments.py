@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import pytest
 
+from raml_ray import records
 from raml_ray.config import Config, ConfigError, Step, flatten, override
+from raml_ray.miniature import base
 from raml_ray.miniature import tokenizer as miniature
-from raml_ray.settings import PromptConfig
-from raml_ray.stages import analyze, report_data, report_instruments, verify
+from raml_ray.settings import BaseConfig, PromptConfig
+from raml_ray.stages import analyze, report_data, report_instruments, report_pseudo_update, verify
 from raml_ray.stages.context import Context
 from raml_ray.stages.instruments import chosen, interventions, landscape, pseudo_update, roles
 from raml_ray.stages.report_figures import STYLE
@@ -43,6 +46,53 @@ def test_every_chosen_token_is_measured_for_both_readers(tmp_path: Path) -> None
     config = override(config, {"pseudo_update.num_positions": 100})
     every = list(pseudo_update.Updates(policy, config).of(row(TEXT)))[::2]
     assert [each["lhat_after"] for each in every[:-1]] == pytest.approx([each["lhat_before"] for each in every[1:]])
+
+
+def test_several_policies_tokens_stand_beside_each_other(tmp_path: Path) -> None:
+    context = contexts.context(tmp_path / "run", Step(name="a", stage="analyze"))
+    steps = []
+    for name, transfer in (("softmax", [1.5]), ("delta", [2e-6])):
+        rows = [each | {"transfer_error": transfer} for each in tokens("t", [0.1, 0.3], 0.1, [0.0])]
+        groups = {"correct": {"answer": pseudo_update.figures(rows, context)}}
+        steps.append(replace(finished(context, {"groups": groups}), name=name, policy=f"base_{name}"))
+    made = replace(steps[1], name="base_delta", stage="base", settings={"base.attention": "delta"})
+    assert (
+        report_pseudo_update._attention(report_data.Run(Config(), (made,), (), ()), steps[1]) == "base.attention=delta"
+    )
+    table = report_pseudo_update._beside(steps)
+    for expected in (
+        "softmax (of base_softmax)",
+        "delta (of base_delta)",
+        ">1.5e+00<",
+        ">2.0e-06<",
+        ">0.200<",
+        ">0.100<",
+    ):
+        assert expected in table
+
+
+@pytest.mark.parametrize("attention", ["linear", "delta"])
+def test_a_twins_tokens_are_changes_of_its_states(attention: str, tmp_path: Path) -> None:
+    tokenizer = miniature.build()
+    shape = BaseConfig(attention=attention, hidden_size=64, num_heads=2, num_layers=2, intermediate_size=64)
+    base.save(base.initial(shape, tokenizer, seed=0), tokenizer, tmp_path / "policy")
+    config = override(Config(), {"analyze.instrument": "pseudo_update", "pseudo_update.num_positions": 3})
+    updates = pseudo_update.Updates(chosen.opened(str(tmp_path / "policy"), config), config)
+    found = [each | {"trajectory_id": f"t{n}"} for n in range(2) for each in updates.of(row(TEXT))]
+    assert [(each["position"], each["reader"]) for each in found[:3]] == [(at, "answer") for at in (1, 6, 11)]
+    context = contexts.context(tmp_path / "run", Step(name="a", stage="analyze"))
+    summed = pseudo_update.figures(found, context)
+    assert summed["reconstruction_error_max"] < 1e-5
+    assert summed["transfer_error"]["mean"] < 1e-4
+    assert summed["mass"] is None
+    step = Step(name="twin", stage="analyze", overrides={"analyze.instrument": "pseudo_update"})
+    context = contexts.context(tmp_path / "run", step)
+    (context.folder / "updates").write_table("shard-000000.parquet", records.table(found, pseudo_update.TOKEN))
+    groups = {"correct": {"answer": summed, "token": pseudo_update.figures([], context)}}
+    page = shown(finished(context, {"groups": groups}))
+    assert "for every later query" in page.tables
+    assert page.claims[0].note == "questions: 1, fewer than 10: too few to decide"
+    assert panels(page) == {"direction", "size", "transfer"}
 
 
 def test_updates_that_half_precision_could_not_check_are_refused() -> None:

@@ -1,7 +1,8 @@
 """What tokens of chosen trajectories write into attention, as changes of W_v.   judged trajectories, policy -> updates/
 
 One row per token, reader, layer and head: the paper's pseudo-update made exact, its cosine with minus the gradient of the
-answer's loss (Eq. 4) beside two nulls, and how little of it serves another query.
+answer's loss (Eq. 4) beside two nulls, and how little of it serves another query. Of the miniature's twins, whose heads keep a
+state, it is the change of that state, which serves every query.
 """
 
 from collections import defaultdict
@@ -17,12 +18,13 @@ from raml_ray import records
 from raml_ray.config import Config
 from raml_ray.formulas.lhat import kendall_tau
 from raml_ray.formulas.pseudo_update import joined_cosine
+from raml_ray.miniature.twin_config import MODEL_TYPE
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import chosen
 from raml_ray.stages.instruments.chosen import Opened, Reject, Row
 from raml_ray.stages.instruments.intervals import over_trajectories
 from raml_ray.text import leak, suffix
-from raml_ray.workers import pseudo_update
+from raml_ray.workers import pseudo_update, state_update
 from raml_ray.workers.pseudo_update import READERS, HeadUpdates
 
 MEASURES = tuple(each.name for each in fields(HeadUpdates))
@@ -64,6 +66,8 @@ class Updates:
 
     def __init__(self, policy: Opened, config: Config) -> None:
         self._policy, self._config = policy, config
+        is_twin = policy.model.config.model_type == MODEL_TYPE
+        self._token_update = state_update.token_update if is_twin else pseudo_update.token_update
 
     def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
         return chosen.one_by_one(rows, reject, self.of)
@@ -81,7 +85,7 @@ class Updates:
         if not places:
             raise ValueError("the response has no token before its end")
         for place in places:
-            found = pseudo_update.token_update(
+            found = self._token_update(
                 model,
                 prompt_ids + response_ids[:place],
                 first_position=len(prompt_ids),
@@ -135,7 +139,8 @@ def figures(rows: Sequence[Row], context: Context) -> dict[str, Any]:
         if np.isfinite(shuffled).any():
             columns["cosine_shuffled"].append(float(np.nanmean(shuffled)))
             columns["cosine_excess"].append(float(np.nanmean(cosine - shuffled)))
-        columns["mass"].append(float(np.mean([token["mass"] for token in tokens])))
+        if np.isfinite(mass := np.mean([token["mass"] for token in tokens])):
+            columns["mass"].append(float(mass))
         columns["transfer_error"].append(float(np.nanmedian([token["transfer_error"] for token in tokens])))
         change = np.array([abs(token["lhat_after"] - token["lhat_before"]) for token in tokens])
         order = np.argsort([token["patch_norm_whole"] for token in tokens])
