@@ -25,6 +25,8 @@ ANSWERED = {
 }
 PALETTE = ("#0072B2", "#E69F00", "#009E73", *OTHER_COLOURS)
 MARKERS = "os^Dv<>P"
+MOST_CHARS = 16
+"""Of a domain's name."""
 
 
 def shown(run: Run) -> Shown:
@@ -52,17 +54,23 @@ def shown(run: Run) -> Shown:
 
 
 def _pair(domain: str, other: str) -> str:
-    return f"{domain or 'all'} -> {other or 'all'}"
+    return f"{_short(domain)} -> {_short(other)}"
+
+
+def _short(domain: str) -> str:
+    """As a legend has room for it: of a question set's path the file's name, cut."""
+    name = domain.rsplit("/", 1)[-1].rsplit(".", 1)[0] or "all"
+    return name if len(name) <= MOST_CHARS else f"{name[: MOST_CHARS - 3]}..."
 
 
 def _note(found: Mapping[str, Any]) -> str:
     counts = "; ".join(
-        f"{name or 'all'}: {of['results'] - of['results_held_out']} partial results of {of['questions'] - of['held_out']}"
+        f"{_short(name)}: {of['results'] - of['results_held_out']} partial results of {of['questions'] - of['held_out']}"
         f" questions to train on, {of['results_held_out']} of {of['held_out']} to test on"
         for name, of in found["domains"].items()
     )
     whole = ", ".join(
-        f"{name or 'all'} {100 * of['mean']:.0f} %" for name, of in found["whole"].items() if of is not None
+        f"{_short(name)} {100 * of['mean']:.0f} %" for name, of in found["whole"].items() if of is not None
     )
     shares = [
         f"{100 * of['variance']:.0f} % against {100 * layer['variance_random']:.0f} %"
@@ -102,11 +110,11 @@ def _figure(step: StepResult) -> Figure:
     }
     for tested, value in usual.items():
         probes.axhline(value["mean"], color=INK, linewidth=0.8, linestyle=":")
-        drawn.append(point("probes", f"most frequent class, {tested or 'all'}", 0, [value["mean"]]))
+        drawn.append(point("probes", f"most frequent class, {_short(tested)}", 0, [value["mean"]]))
     probes.set(title="What probes read", xlabel="layer", ylabel="accuracy on questions held out")
     for axis, title in ((same, "Taken away: the same domain"), (other, "Taken away: the other domain")):
         axis.axhline(0, color=INK, linewidth=0.8)
-        axis.set(title=title, xlabel="layer", ylabel="accuracy lost beyond a random subspace, points")
+        axis.set(title=title, xlabel="layer", ylabel="lost beyond a random subspace, points")
     for axis in (probes, same, other):
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, symbol="" if axis is not probes else "%"))
         axis.set_xticks([int(layer) for layer in found["probes"]])
