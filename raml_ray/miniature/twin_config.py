@@ -1,17 +1,17 @@
-"""The architecture of the miniature's twins, by a name that no other program knows: none takes one for a softmax policy."""
+"""The settings of the miniature's twins. Imported, it makes them known to transformers, at the cost of its model imports."""
 
 from transformers import AutoConfig, Qwen2Config
 
-MODEL_TYPE = "raml_twin"
+from raml_ray.miniature import TWIN
 
 
 class TwinConfig(Qwen2Config):
     """A Qwen2 of that shape with another kind of attention."""
 
-    model_type = MODEL_TYPE
+    model_type = TWIN
     use_cache: bool = False
     twin_attention: str = "linear"
     """`linear` or `delta`."""
 
 
-AutoConfig.register(MODEL_TYPE, TwinConfig)
+AutoConfig.register(TWIN, TwinConfig)

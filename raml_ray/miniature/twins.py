@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm, apply_rotary_pos_emb
 
-from raml_ray.miniature.twin_config import MODEL_TYPE, TwinConfig
+from raml_ray.miniature import TWIN
+from raml_ray.miniature.twin_config import TwinConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class StateAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         if past_key_values is not None or self.config._attn_implementation != "sdpa":
             raise ValueError(
-                f"a {MODEL_TYPE} policy keeps no keys and has one way to compute: use_cache=False and"
+                f"a {TWIN} policy keeps no keys and has one way to compute: use_cache=False and"
                 " attn_implementation='sdpa'; it can be measured by analyze, not sampled or trained further"
             )
         B, T, _ = hidden_states.shape

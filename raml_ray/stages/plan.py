@@ -96,6 +96,10 @@ def architecture_of(whole: Config, step: Step) -> Architecture:
         shape = (base.num_layers, base.hidden_size, base.intermediate_size, base.num_heads, base.num_kv_heads)
         return Architecture("qwen2", *shape, base.hidden_size // base.num_heads, size, True, True, False)
     path = config.policy.path
+    if not path:
+        raise ConfigError(
+            f"step {step.name!r}: policy.path='' names no policy: set policy.path to a folder or a hub name"
+        )
     made = architecture.published(path)
     if made is None:
         try:

@@ -89,6 +89,8 @@ def load_config(path: str) -> PretrainedConfig:
     """The architecture that a folder's or hub name's config.json describes."""
     from transformers import AutoConfig
 
+    from raml_ray.miniature import twin_config  # noqa: F401 (makes the twins' architecture known)
+
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     assert isinstance(config, PretrainedConfig)
     return config

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from raml_ray.miniature.twin_config import MODEL_TYPE
+from raml_ray.miniature import TWIN
 
 if TYPE_CHECKING:  # who only loads a tokenizer does without their imports
     from transformers import PretrainedConfig, PreTrainedModel
@@ -142,7 +142,7 @@ FORMS: "dict[str, Callable[[PreTrainedModel], Form]]" = {
     "falcon_mamba": _Mamba,
     "mamba": _Mamba,
     "mamba2": _Mamba,
-    MODEL_TYPE: _Twin,
+    TWIN: _Twin,
     "rwkv": _Rwkv,
 }
 """By architecture (config.model_type)."""
@@ -150,7 +150,7 @@ FORMS: "dict[str, Callable[[PreTrainedModel], Form]]" = {
 
 def attention_of(config: "PretrainedConfig") -> dict[str, Any]:
     """What transformers is told of a policy's attention as it loads one; the miniature's twins are made known to it."""
-    if config.model_type == MODEL_TYPE:
+    if config.model_type == TWIN:
         from transformers import AutoModelForCausalLM
 
         from raml_ray.miniature.twin_config import TwinConfig

@@ -18,7 +18,7 @@ from raml_ray import records
 from raml_ray.config import Config
 from raml_ray.formulas.lhat import kendall_tau
 from raml_ray.formulas.pseudo_update import joined_cosine
-from raml_ray.miniature.twin_config import MODEL_TYPE
+from raml_ray.miniature import TWIN
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import chosen
 from raml_ray.stages.instruments.chosen import Opened, Reject, Row
@@ -66,7 +66,7 @@ class Updates:
 
     def __init__(self, policy: Opened, config: Config) -> None:
         self._policy, self._config = policy, config
-        is_twin = policy.model.config.model_type == MODEL_TYPE
+        is_twin = policy.model.config.model_type == TWIN
         self._token_update = state_update.token_update if is_twin else pseudo_update.token_update
 
     def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
