@@ -77,9 +77,16 @@ def wait_for_steps(folder: Folder, count: int, timeout_s: float = 240) -> None:
         time.sleep(0.01)
 
 
+def is_learner(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.Error:  # one that another test killed, and that nobody has waited for yet
+        return False
+
+
 def kill_a_learner(folder: Folder, killed: list[int]) -> None:
     wait_for_steps(folder, 12)
-    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    workers = [p for p in psutil.Process().children(recursive=True) if is_learner(p)]
     workers[-1].send_signal(signal.SIGKILL)
     killed.append(workers[-1].pid)
 
