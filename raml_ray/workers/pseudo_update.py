@@ -83,6 +83,25 @@ def queries(prefix_length: int, suffix: AnswerSuffix) -> list[int]:
     return sorted({place - 1 for place in answer} | {answer[-1]})
 
 
+def places(
+    model: PreTrainedModel, token_ids: Sequence[int], first_position: int, seed: int
+) -> tuple[int, int | None, torch.Generator]:
+    """The last token's place, that of another of the trajectory (None where it has no other), and what drew it.
+
+    Raises: ValueError if there is no token before the trajectory, or the policy's weights are not float32.
+    """
+    if not 0 < first_position < len(token_ids):
+        raise ValueError(
+            f"of {len(token_ids)} tokens those from {first_position} on make no trajectory behind a prompt"
+        )
+    if model.dtype != torch.float32:
+        raise ValueError(f"an update needs float32 weights, not {model.dtype}: set analyze.dtype=float32")
+    generator = torch.Generator().manual_seed(seed)
+    place = len(token_ids) - 1
+    others = range(first_position, place)
+    return place, others[int(torch.randint(len(others), (1,), generator=generator))] if others else None, generator
+
+
 def token_update(
     model: PreTrainedModel,
     token_ids: Sequence[int],
@@ -95,19 +114,10 @@ def token_update(
 
     Raises: ValueError if there is no token before it, the policy's weights are not float32, or as `traced` does.
     """
-    if not 0 < first_position < len(token_ids):
-        raise ValueError(
-            f"of {len(token_ids)} tokens those from {first_position} on make no trajectory behind a prompt"
-        )
-    if model.dtype != torch.float32:
-        raise ValueError(f"a pseudo-update needs float32 weights, not {model.dtype}: set analyze.dtype=float32")
-    generator = torch.Generator().manual_seed(seed)
-    place = len(token_ids) - 1
+    place, other, generator = places(model, token_ids, first_position, seed)
     before, gradients = value_gradients(model, token_ids[:-1], suffix)
     asked = queries(len(token_ids), suffix)
     layers = traced(model, [*token_ids, *suffix.token_ids], [place, *asked])
-    others = list(range(first_position, place))
-    other = others[int(torch.randint(len(others), (1,), generator=generator))] if others else None
     readers: dict[str, list[HeadUpdates]] = {reader: [] for reader in READERS}
     for layer, gradient_HDE in zip(layers, gradients, strict=True):
         for reader, made in _layer_updates(layer, -gradient_HDE, place, other, generator).items():

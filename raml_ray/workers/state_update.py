@@ -15,7 +15,7 @@ from raml_ray.formulas import pseudo_update as formulas
 from raml_ray.miniature.twins import Memory, Written
 from raml_ray.text.suffix import AnswerSuffix
 from raml_ray.workers.answer_loss import answer_loss, token_losses
-from raml_ray.workers.pseudo_update import HeadUpdates, TokenUpdate, stacked
+from raml_ray.workers.pseudo_update import HeadUpdates, TokenUpdate, places, stacked
 
 READER = "answer"
 """An update that serves every query serves the answer's."""
@@ -29,22 +29,13 @@ def token_update(
 
     Raises: ValueError if there is no token before it, the policy's weights are not float32, or the suffix is bare.
     """
-    if not 0 < first_position < len(token_ids):
-        raise ValueError(
-            f"of {len(token_ids)} tokens those from {first_position} on make no trajectory behind a prompt"
-        )
-    if model.dtype != torch.float32:
-        raise ValueError(f"an update needs float32 weights, not {model.dtype}: set analyze.dtype=float32")
-    generator = torch.Generator().manual_seed(seed)
-    place = len(token_ids) - 1
+    place, other, generator = places(model, token_ids, first_position, seed)
     states = states_after(model, token_ids[:-1])
     before, gradients = state_gradients(model, states, place, suffix)
     whole = Memory()
     with torch.no_grad():
         _hidden(model, [*token_ids, *suffix.token_ids], 0, whole)
         after = float(answer_loss(model, token_ids, suffix))
-    others = list(range(first_position, place))
-    other = others[int(torch.randint(len(others), (1,), generator=generator))] if others else None
     layers = [
         _layer(whole.written[layer], states[layer], -gradients[layer], place, other, generator) for layer in states
     ]

@@ -91,13 +91,14 @@ def test_a_forced_beginning_is_in_the_prompt_once() -> None:
 def test_a_row_that_cannot_be_measured_is_set_aside_alone() -> None:
     reasons = []
 
-    def measure(row: chosen.Row) -> list[chosen.Row]:
-        if row["trajectory_id"] == "bad":
-            raise ValueError("too long")
-        return [row, row]
+    class Twice(chosen.RowByRow):
+        def of(self, row: chosen.Row) -> list[chosen.Row]:
+            if row["trajectory_id"] == "bad":
+                raise ValueError("too long")
+            return [row, row]
 
     rows = [{"trajectory_id": name} for name in ("a", "bad", "b")]
-    found = chosen.one_by_one(rows, lambda row, reason: reasons.append((row["trajectory_id"], str(reason))), measure)
+    found = Twice()(rows, lambda row, reason: reasons.append((row["trajectory_id"], str(reason))))
     assert [row["trajectory_id"] for row in found] == ["a", "a", "b", "b"]
     assert reasons == [("bad", "too long")]
 

@@ -5,6 +5,7 @@ table.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -163,15 +164,21 @@ def tokenizer_alone(policy_path: str, config: Config) -> PreTrainedTokenizerBase
     return policies.load_tokenizer(policy_path)
 
 
-def one_by_one(rows: Sequence[Row], reject: Reject, measure: Callable[[Row], Iterable[Row]]) -> Iterator[Row]:
-    """What `measure` says of each row; rows over which it raises a ValueError are set aside."""
-    for row in rows:
-        try:
-            measured = list(measure(row))
-        except ValueError as error:
-            reject(row, error)
-        else:
-            yield from measured
+class RowByRow(ABC):
+    """A measure of one row after the other: those over which it raises a ValueError are set aside."""
+
+    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
+        for row in rows:
+            try:
+                measured = list(self.of(row))
+            except ValueError as error:
+                reject(row, error)
+            else:
+                yield from measured
+
+    @abstractmethod
+    def of(self, row: Row) -> Iterable[Row]:
+        """What is said of a row. Raises: ValueError if it cannot be measured."""
 
 
 def mapped(

@@ -6,7 +6,7 @@ other questions are answered greedily while the subspace that a probe reads is t
 random ones of equal rank are (the paper's third open question, section 4.3).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from raml_ray.settings import MINIATURE_RESULTS, FeaturesConfig
 from raml_ray.stages import judging
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import chosen, features_figures, features_probes
-from raml_ray.stages.instruments.chosen import Opened, Reject, Row
+from raml_ray.stages.instruments.chosen import Opened, Row
 from raml_ray.stages.instruments.features_probes import BLOCK
 from raml_ray.text import leak, prompts, results, roles
 from raml_ray.workers import greedy, residual_stream
@@ -86,15 +86,12 @@ def _is_wanted(row: Row, settings: FeaturesConfig) -> bool:
     return not settings.domains or row["domain"] in settings.domains
 
 
-class States:
+class States(chosen.RowByRow):
     """Reads the output of layers before the partial results of trajectories."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
         self._policy, self._config = policy, config
         self._layers = residual_stream.layers(policy.model, config.features.layers)
-
-    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
-        return chosen.one_by_one(rows, reject, self.of)
 
     def of(self, row: Row) -> Iterable[Row]:
         """A row per partial result. Raises: ValueError if there is none, or the trajectory exceeds the policy's context."""
@@ -131,7 +128,7 @@ class States:
         return [(position, text, number) for position, text, number in numbers if number is not None]
 
 
-class Projected:
+class Projected(chosen.RowByRow):
     """Answers questions while a subspace is taken out of a layer's output, and has the answers judged."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
@@ -139,9 +136,6 @@ class Projected:
         self._layers = residual_stream.layers(policy.model, config.features.layers)
         self._stops = greedy.stop_token_ids(policy.model, policy.tokenizer)
         self._judges = judging.pool(config.verify, config.data)
-
-    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
-        return chosen.one_by_one(rows, reject, self.of)
 
     def of(self, row: Row) -> Iterable[Row]:
         """A row per question. Raises: ValueError if a prompt leaves no room for an answer in the policy's context."""

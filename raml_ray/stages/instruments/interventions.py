@@ -7,7 +7,7 @@ alike.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from raml_ray.formulas.interventions import Cells, Effects, effects
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import answers, chosen
 from raml_ray.stages.instruments.answers import Answer, Sampled
-from raml_ray.stages.instruments.chosen import Opened, Reject, Row
+from raml_ray.stages.instruments.chosen import Opened, Row
 from raml_ray.stages.instruments.intervals import over_trajectories
 from raml_ray.text import leak, neutral, roles, suffix
 from raml_ray.text.roles import Word
@@ -84,15 +84,12 @@ def _name(word: int, cell: str) -> str:
     return f"{word}/{cell}"
 
 
-class Interventions:
+class Interventions(chosen.RowByRow):
     """Puts words in each other's places, and looks at L-hat."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
         self._policy, self._config = policy, config
         self._newline = list(policy.tokenizer(config.interventions.newline, add_special_tokens=False)["input_ids"])
-
-    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
-        return chosen.one_by_one(rows, reject, self.of)
 
     def of(self, row: Row) -> Iterable[Row]:
         """One row, of no words where the trajectory has none, or none to hold them against."""

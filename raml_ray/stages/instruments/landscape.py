@@ -6,7 +6,7 @@ a step of the same length down the gradient, and with a random one.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from raml_ray.formulas.landscape import Plane, Point, grid
 from raml_ray.settings import LandscapeConfig
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import chosen
-from raml_ray.stages.instruments.chosen import Opened, Reject, Row
+from raml_ray.stages.instruments.chosen import Opened, Row
 from raml_ray.stages.instruments.intervals import over_trajectories
 from raml_ray.text import leak, suffix
 from raml_ray.text.suffix import AnswerSuffix
@@ -87,16 +87,13 @@ def blocks(trajectories: Sequence[Row], settings: LandscapeConfig) -> list[Row]:
     return found
 
 
-class Landscape:
+class Landscape(chosen.RowByRow):
     """Computes blocks of grid points; keeps the plane of the last ones."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
         self._policy, self._config = policy, config
         self._random: Plane | None = None
         self._update: tuple[str, UpdatePlane] | None = None
-
-    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
-        return chosen.one_by_one(rows, reject, self.of)
 
     def of(self, row: Row) -> Iterable[Row]:
         """Rows of POINT. Raises: ValueError if the trajectory is empty, or its update and the gradient span no plane."""

@@ -20,7 +20,7 @@ from raml_ray.stages import rollouts
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import answers, chosen
 from raml_ray.stages.instruments.answers import Answer
-from raml_ray.stages.instruments.chosen import Reject, Row
+from raml_ray.stages.instruments.chosen import Row
 from raml_ray.stages.instruments.intervals import by_question, over_questions
 from raml_ray.text import prompts, thinking
 from raml_ray.workers import policy as policies
@@ -105,14 +105,11 @@ def _own(context: Context, rows: Sequence[Row]) -> int:
     return len(mine)
 
 
-class Cuts:
+class Cuts(chosen.RowByRow):
     """Cuts trajectories in every way."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
         self._tokenizer, self._config = tokenizer, config
-
-    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
-        return chosen.one_by_one(rows, reject, self.of)
 
     def of(self, row: Row) -> Iterable[Row]:
         """A row per mode. Raises: ValueError if not all of the trajectory is the policy's own."""

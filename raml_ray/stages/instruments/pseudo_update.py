@@ -6,7 +6,7 @@ state, it is the change of that state, which serves every query.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -21,7 +21,7 @@ from raml_ray.formulas.pseudo_update import joined_cosine
 from raml_ray.miniature import TWIN
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import chosen
-from raml_ray.stages.instruments.chosen import Opened, Reject, Row
+from raml_ray.stages.instruments.chosen import Opened, Row
 from raml_ray.stages.instruments.intervals import over_trajectories
 from raml_ray.text import leak, suffix
 from raml_ray.workers import pseudo_update, state_update
@@ -61,16 +61,13 @@ def run(context: Context) -> Outcome:
     return Outcome(Counts(len(rows), len(rows) - found.num_rejected, found.num_rejected), {"groups": groups})
 
 
-class Updates:
+class Updates(chosen.RowByRow):
     """Measures evenly spread tokens of trajectories."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
         self._policy, self._config = policy, config
         is_twin = policy.model.config.model_type == TWIN
         self._token_update = state_update.token_update if is_twin else pseudo_update.token_update
-
-    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
-        return chosen.one_by_one(rows, reject, self.of)
 
     def of(self, row: Row) -> Iterable[Row]:
         """A row per token and reader. Raises: ValueError if the trajectory has no token, or as `token_update` does."""

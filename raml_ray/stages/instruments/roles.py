@@ -4,7 +4,7 @@ The paper's statistic as its notebook has it, beside one whose windows are equal
 held against windows at like places, before the answer is written.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from raml_ray.config import Config, ConfigError
 from raml_ray.formulas import roles as formulas
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import chosen
-from raml_ray.stages.instruments.chosen import Reject, Row
+from raml_ray.stages.instruments.chosen import Row
 from raml_ray.stages.instruments.intervals import NUM_RESAMPLES
 from raml_ray.stages.instruments.lhat import CURVES
 from raml_ray.stages.instruments.lhat_controls import GOLD
@@ -83,7 +83,7 @@ def _curves(context: Context) -> list[dict[str, Any]]:
     return found
 
 
-class Roles:
+class Roles(chosen.RowByRow):
     """Finds the words of trajectories, and what L-hat does over each."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
@@ -91,9 +91,6 @@ class Roles:
         self._paper_words = {
             word: list(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in config.roles.paper_words
         }
-
-    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
-        return chosen.one_by_one(rows, reject, self.of)
 
     def of(self, row: Row) -> Iterable[Row]:
         """One row. Raises: ValueError if the curve leaves tokens out, or is of other tokens than this policy's."""

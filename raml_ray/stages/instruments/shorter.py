@@ -6,7 +6,7 @@ and only on correct ones it is a way to shorten.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from raml_ray.config import Config
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import answers, chosen, summaries
 from raml_ray.stages.instruments.answers import Answer
-from raml_ray.stages.instruments.chosen import Opened, Reject, Row
+from raml_ray.stages.instruments.chosen import Opened, Row
 from raml_ray.stages.instruments.intervals import by_question, over_questions
 from raml_ray.text import leak, shortening, suffix, thinking
 from raml_ray.text.thinking import Thought
@@ -79,14 +79,11 @@ def _name(one: Row) -> str:
     return f"{one['way']}_{one['fraction']:g}"
 
 
-class Ways:
+class Ways(chosen.RowByRow):
     """Shortens trajectories in all ways that need no model."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
         self._tokenizer, self._config = tokenizer, config
-
-    def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
-        return chosen.one_by_one(rows, reject, self.of)
 
     def of(self, row: Row) -> Iterable[Row]:
         """A row per way and budget. Raises: ValueError if there is no thinking to shorten."""
