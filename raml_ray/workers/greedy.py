@@ -1,4 +1,8 @@
-"""Greedy responses of a policy whose layers may be hooked into: an engine compiles its layers out of reach."""
+"""Greedy responses of a policy whose layers may be hooked into: an engine compiles its layers out of reach.
+
+Not transformers' own `generate`, which puts whatever the policy's generation_config.json names (a repetition penalty) into
+settings that leave it open.
+"""
 
 from collections.abc import Collection, Sequence
 

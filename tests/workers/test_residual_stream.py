@@ -56,6 +56,8 @@ def test_greedy_responses_are_the_librarys_whatever_stands_beside_them() -> None
 def test_a_response_ends_with_the_token_that_stops_it() -> None:
     model = tiny.model().eval()
     (whole,) = greedy.responses(model, [IDS], set(), max_tokens=10)
+    model.generation_config.repetition_penalty = 5.0
+    assert greedy.responses(model, [IDS], set(), max_tokens=10) == [whole]
     stop = whole[3]
     (ended,) = greedy.responses(model, [IDS], {stop}, max_tokens=10)
     assert ended == whole[: whole.index(stop) + 1]
