@@ -32,6 +32,7 @@ class Host:
     """The command that, with `up` or `down` behind it, plugs its cable in or pulls it; empty if it has none."""
     ray_words: str = ""
     """Put behind `ray start` there."""
+    dashboard_port: int = 8265
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def run(self, command: str, environment: Mapping[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
@@ -149,6 +150,10 @@ def on_loopback(names: Sequence[str], _folder: Path) -> Iterator[dict[str, Host]
         words += f" --dashboard-agent-grpc-port={agents + 1} --metrics-export-port={agents + 2}"
         words += f" --runtime-env-agent-port={agents + 3} --temp-dir={short.name}/{name}"
         hosts[name] = Host(name, address, ["env", f"{MARK}={name}"], ray_words=words)
+    # Ray's own port may be that of another Ray of this machine.
+    head = hosts[names[0]]
+    head.dashboard_port = 52_004
+    head.ray_words += f" --dashboard-port={head.dashboard_port}"
     try:
         yield hosts
     finally:

@@ -68,6 +68,7 @@ class Cluster(NamedTuple):
     def given(self, command: str, more: str = "") -> str:
         """A line of the README as it is typed in the clone."""
         everywhere = lines_of_readme()[EVERYWHERE][0].replace("TOKEN=TOKEN", "TOKEN=$GIVEN_TOKEN")
+        command = command.replace("HEAD:8265", f"{self.head.address}:{self.head.dashboard_port}")
         command = command.replace("HEAD", self.head.address).replace("/shared/runs", str(self.root))
         return f"cd {self.clone} && {everywhere} && {command} {more}"
 
@@ -99,7 +100,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_a_request_without_the_token_is_refused(cluster: Cluster) -> None:
-    url = f"http://{cluster.head.address}:8265/api/jobs/"
+    url = f"http://{cluster.head.address}:{cluster.head.dashboard_port}/api/jobs/"
     ask = f"import urllib.request as r, urllib.error as e\ntry: r.urlopen('{url}')\nexcept e.HTTPError as no: print(no.code)"
     assert cluster.laptop.run(f'{sys.executable} -c "{ask}"', cluster.environment, 60).stdout == "401\n"
 
