@@ -164,11 +164,10 @@ class Config(Settings):
         raise ConfigError(f"no step {name!r} in run {self.name!r}{hint(name, names)}; it has: {', '.join(names)}")
 
     def for_step(self, name: str) -> "Config":
-        """The configuration that holds inside a step: this one with the step's overrides."""
+        """The configuration that holds inside a step: this one with the step's overrides, and without steps, since what
+        holds in one says nothing of another."""
         try:
-            return override(self.model_copy(update={"steps": ()}), self.step(name).overrides).model_copy(
-                update={"steps": self.steps}
-            )
+            return override(self.model_copy(update={"steps": ()}), self.step(name).overrides)
         except ConfigError as error:
             raise ConfigError(f"in step {name!r}: {error}") from None
 

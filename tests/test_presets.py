@@ -156,3 +156,10 @@ def test_what_is_not_stated_is_shown_with_its_reason(capsys: pytest.CaptureFixtu
     assert "grpo.correction_cap = 2.0" in defaults
     assert main(["show", "smoke", "--unstated"]) == 2
     assert "no preset of the paper" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_what_holds_in_one_step_of_a_preset_says_nothing_of_another(name: str) -> None:
+    whole = presets.by_name(name)
+    for step in whole.steps:
+        assert narrowed(whole.for_step(step.name), step.stage).steps == ()

@@ -87,7 +87,7 @@ LIMITS = frozenset(
     }
 )
 """Settings that decide whether a step comes through and how fast, never what comes out: free to change on a resume."""
-SITE = ("name", "root", "steps", "ablate", "cluster", "tracking", "drill")
+SITE = ("name", "root", "ablate", "cluster", "tracking", "drill")
 """Where a run happens and what befalls it there, which decides no result."""
 
 
