@@ -28,9 +28,18 @@ ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
+CANARIES = {
+    name: f"canary-{name.lower()}-4711"
+    for name in ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD")
+}
+IN_A_URL = "canary-in-a-url-4711"
+
+
 class Head(NamedTuple):
     address: str
     environment: dict[str, str]
+    folder: Path
+    """Where Ray keeps its logs."""
 
 
 def free_port() -> int:
@@ -45,6 +54,7 @@ def head() -> Iterator[Head]:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        **CANARIES,
         # The job's `python` is the one that runs these tests.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
@@ -60,15 +70,16 @@ def head() -> Iterator[Head]:
         start_new_session=True,
     )
     address = f"http://127.0.0.1:{port}"
+    found = Head(address, environment, Path(folder))
     try:
         deadline = time.monotonic() + 240
         while status(address, environment["RAY_AUTH_TOKEN"]) != 200:
             assert process.poll() is None and time.monotonic() < deadline, "the head node did not start"
             time.sleep(0.5)
         # It lists jobs before it can start one: its agent comes up later.
-        while "No available agent" in submit(Head(address, environment), "-c", "pass").stderr:
+        while "No available agent" in submit(found, "-c", "pass").stderr:
             assert process.poll() is None and time.monotonic() < deadline, "the head node's agent did not start"
-        yield Head(address, environment)
+        yield found
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -109,12 +120,18 @@ def submit(head: Head, *entrypoint: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_submitted_jobs_run_their_stages_on_the_cluster(head: Head, tmp_path: Path) -> None:
-    settings = [f"root={tmp_path}", "base.num_steps=3", "tracking.enabled=false", "cluster.num_cpus=1"]
+    settings = [f"root={tmp_path}", "base.num_steps=3", "cluster.num_cpus=1"]
     settings += ["engine.cpus_per_engine=1", "train.cpus_per_worker=1"]
+    # A setting that neither step reads, and which both write down.
+    settings += [f"data.path=https://someone:{IN_A_URL}@127.0.0.1/questions.jsonl"]
+    said = ""
     for words in (["jobs/base.py", "smoke"], ["jobs/grpo.py", "smoke", "--step", "grpo_zero"]):
         done = submit(head, *words, *settings)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert head.environment["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
+        said += done.stdout + done.stderr
+        assert done.returncode == 0, said[-6000:]
+    assert_nothing_holds(
+        [head.environment["RAY_AUTH_TOKEN"], *CANARIES.values(), IN_A_URL], said, [tmp_path, head.folder]
+    )
     summary = json.loads((tmp_path / "smoke" / "grpo_zero" / "summary.json").read_text())
     assert summary["figures"]["grpo/versions"] == 2
     assert summary["figures"]["grpo/sync_max_error"] < 1e-4
@@ -123,6 +140,15 @@ def test_submitted_jobs_run_their_stages_on_the_cluster(head: Head, tmp_path: Pa
     estimated = planned["grpo_zero"].memory
     held = max(row["learner/peak_memory_gib"] for row in read_metrics(Folder(str(tmp_path / "smoke" / "grpo_zero"))))
     assert estimated is not None and 0.5 < estimated / 2**30 / held < 2
+
+
+def assert_nothing_holds(canaries: list[str], said: str, folders: list[Path]) -> None:
+    """Neither what was said nor a file of the run, of MLflow or among Ray's logs."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert {"config.json", "mlflow.db", "raylet.out"} <= {path.name for path in files}
+    for canary in canaries:
+        assert canary not in said
+        assert [path for path in files if canary.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.ray

@@ -24,7 +24,7 @@ Found = TypeVar("Found")
 class Bucket(NamedTuple):
     """Some of a policy's weights in the object store, and the checksum of what was sent."""
 
-    flat: ray.ObjectRef
+    arrays: ray.ObjectRef
     layout: Layout
     checksum: str
 
@@ -65,7 +65,7 @@ class PolicyEngine:
 
         With `cut`, what is under way is ended before; else it goes on under the new weights.
         """
-        arrived = [(await bucket.flat, bucket.layout) for bucket in buckets]
+        arrived = [(await bucket.arrays, bucket.layout) for bucket in buckets]
 
         def load() -> list[str]:
             if cut:

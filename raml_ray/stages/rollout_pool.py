@@ -144,7 +144,7 @@ class RolloutPool:
         """The learner owns the arrays that it sent, and takes them along when it dies. Nobody waits for the copies."""
         try:
             published.buckets = [
-                bucket._replace(flat=await asyncio.to_thread(ray.put, await bucket.flat)) for bucket in buckets
+                bucket._replace(arrays=await asyncio.to_thread(ray.put, await bucket.arrays)) for bucket in buckets
             ]
         except RayError:
             # Where it has died already, learners start again and publish what they restored.

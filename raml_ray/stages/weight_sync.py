@@ -49,9 +49,7 @@ class ObjectStoreSync:
             return {}
         most = round(self._config.grpo.sync_bucket_mib * 2**20)
         # Held until the next sync: the pool may still be reading them.
-        self._sent = [
-            self._bucket(flat, layout) for flat, layout in weights.buckets(tensors, dtype, most, self._scratch)
-        ]
+        self._sent = [self._bucket(*packed) for packed in weights.buckets(tensors, dtype, most, self._scratch)]
         gathered = time.perf_counter()
         load_s: float = self._asked(
             self._pool.publish.remote(version, self._sent, probe),
@@ -66,10 +64,10 @@ class ObjectStoreSync:
             "grpo/sync_gb_per_s": num_bytes / 1e9 / (gathered - began + load_s),
         }
 
-    def _bucket(self, flat: np.ndarray, layout: weights.Layout) -> Bucket:
+    def _bucket(self, arrays: list[np.ndarray], layout: weights.Layout) -> Bucket:
         # Both only read, and neither holds the interpreter's lock meanwhile.
-        checksum = self._beside.submit(weights.checksum, flat, layout)
-        return Bucket(ray.put(flat), layout, checksum.result())
+        checksum = self._beside.submit(weights.checksum, arrays, layout)
+        return Bucket(ray.put(arrays), layout, checksum.result())
 
 
 class NcclSync:

@@ -14,7 +14,7 @@ import torch
 from raml_ray.settings import EngineConfig
 from raml_ray.workers import engine_arguments, policy
 from raml_ray.workers.sampling import Completion, Failure, FinishReason, Request, Sampling, Span, SteppedEngine, refusal
-from raml_ray.workers.weights import Layout
+from raml_ray.workers.weights import Packed
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -186,7 +186,7 @@ class Engine(SteppedEngine):
         if reason is not None:
             raise ValueError(f"{name}: {reason}")
 
-    def load_weights(self, buckets: Iterable[tuple[np.ndarray, Layout]], version: int) -> list[str]:
+    def load_weights(self, buckets: Iterable[Packed], version: int) -> list[str]:
         """Takes over weights in the checkpoint's names; of each bucket the checksum of what arrived (`weights.checksum`).
 
         Requests that are under way go on under the new weights: the keys and values that they have are the old ones'
@@ -196,8 +196,8 @@ class Engine(SteppedEngine):
         """
         self._vllm.collective_rpc("raml_start_load")
         checksums = []
-        for flat, layout in buckets:
-            arrived = set(self._vllm.collective_rpc("raml_load_bucket", args=(flat, layout)))
+        for arrays, layout in buckets:
+            arrived = set(self._vllm.collective_rpc("raml_load_bucket", args=(arrays, layout)))
             if len(arrived) != 1:
                 raise RuntimeError(f"the engine's ranks received different weights: checksums {sorted(arrived)}")
             checksums.append(str(arrived.pop()))

@@ -44,15 +44,15 @@ class WorkerExtension:
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(self.model_runner.get_model())
 
-    def raml_load_bucket(self, flat: np.ndarray, layout: weights.Layout) -> str:
+    def raml_load_bucket(self, arrays: list[np.ndarray], layout: weights.Layout) -> str:
         """Loads some of the weights, in checkpoint names and shapes; the checksum of what arrived."""
         model = self.model_runner.get_model()
-        tensors = weights.views(flat, layout)
+        tensors = weights.views(arrays, layout)
         if model.config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)  # the same tensor twice; the reload takes each parameter once
         with set_current_vllm_config(self.vllm_config):
             model.load_weights(iter(tensors.items()))
-        return weights.checksum(flat, layout)
+        return weights.checksum(arrays, layout)
 
     def raml_finish_load(self) -> None:
         """Puts what was loaded to use."""

@@ -187,13 +187,13 @@ class ScriptedEngine(SteppedEngine):
         """Of each sequence ln(1 / V) for every token but the first, nats, (T - 1,)."""
         return [np.full(len(sequence) - 1, -math.log(self._vocab_size), dtype=np.float32) for sequence in sequences]
 
-    def load_weights(self, buckets: Iterable[tuple[np.ndarray, weights.Layout]], version: int) -> list[str]:
+    def load_weights(self, buckets: Iterable[weights.Packed], version: int) -> list[str]:
         """As `Engine.load_weights`; what arrived is then forgotten."""
         self._befall("load")
         checksums = []
-        for flat, layout in buckets:
-            weights.views(flat, layout)
-            checksums.append(weights.checksum(flat, layout))
+        for arrays, layout in buckets:
+            weights.views(arrays, layout)
+            checksums.append(weights.checksum(arrays, layout))
         self._version = version
         for _, _, running in self._running:
             running.versions.append((version, min(self._num_steps - running.began, len(running.token_ids))))

@@ -1,4 +1,4 @@
-"""A policy's weights on their way from learner to engine: one flat array, and the proof that it arrived.
+"""A policy's weights on their way from learner to engine: the bytes of each tensor, and the proof that they arrived.
 
 Neither vLLM nor Ray is known here: both ends of a weight sync import this module.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -18,17 +19,15 @@ from torch import Tensor, nn
 
 _HASHED_AT_ONCE = 16 * 2**20
 _ALIGNMENT = 64
-"""Every tensor starts at a multiple of so many bytes, whatever dtypes precede it."""
+"""Bytes. A tensor in the scratch starts at a multiple, whatever dtypes precede it."""
 
 
 class Entry(NamedTuple):
-    """Where one tensor lies in the flat array: `Entry("model.norm.weight", (96,), "float32", 41472)`."""
+    """What one array holds: `Entry("model.norm.weight", (96,), "float32")`."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    offset: int
-    """Bytes from the start of the flat array."""
 
     @property
     def num_bytes(self) -> int:
@@ -37,13 +36,17 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Names, shapes and dtypes of the tensors in a flat array, in their order."""
+    """Names, shapes and dtypes of tensors that travel together, in their order."""
 
     entries: tuple[Entry, ...]
 
     @property
     def num_bytes(self) -> int:
-        return _aligned(self.entries[-1].offset + self.entries[-1].num_bytes) if self.entries else 0
+        return sum(entry.num_bytes for entry in self.entries)
+
+
+Packed = tuple[list[np.ndarray], Layout]
+"""Of each tensor its bytes, uint8 (num_bytes,), and what they are."""
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -53,22 +56,22 @@ def _dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
-
-
 def layout_of(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Layout:
     """The layout of named tensors when every floating-point one is sent as `dtype`."""
-    entries, offset = [], 0
-    for name, tensor in tensors:
-        wire = dtype if tensor.is_floating_point() else tensor.dtype
-        entries.append(Entry(name, tuple(tensor.shape), str(wire).removeprefix("torch."), offset))
-        offset = _aligned(offset + entries[-1].num_bytes)
-    return Layout(tuple(entries))
+    return Layout(
+        tuple(
+            Entry(
+                name,
+                tuple(tensor.shape),
+                str(dtype if tensor.is_floating_point() else tensor.dtype).removeprefix("torch."),
+            )
+            for name, tensor in tensors
+        )
+    )
 
 
 class Scratch:
-    """Memory for one flat array after the other: the next one overwrites the last.
+    """Memory for what is cast or fetched from a device, again and again: the next tensors overwrite the last.
 
     Memory that is touched for the first time takes five times as long to be written as memory that has been.
     """
@@ -76,37 +79,51 @@ class Scratch:
     def __init__(self) -> None:
         self._memory = np.empty(0, dtype=np.uint8)
 
-    def array(self, num_bytes: int) -> np.ndarray:
-        if len(self._memory) < num_bytes:
-            self._memory = np.empty(num_bytes, dtype=np.uint8)
-        return self._memory[:num_bytes]
+    def arrays(self, sizes: Sequence[int]) -> list[np.ndarray]:
+        """One for each number of bytes."""
+        places = [0, *accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
+        if len(self._memory) < places[-1]:
+            self._memory = np.empty(places[-1], dtype=np.uint8)
+        return [self._memory[start : start + size] for start, size in zip(places[:-1], sizes, strict=True)]
 
 
-def flatten(
+def pack(
     tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype = torch.float32, scratch: Scratch | None = None
-) -> tuple[np.ndarray, Layout]:
-    """Named tensors as one array of bytes, floating-point ones cast to `dtype` (the engine's), with its layout.
+) -> Packed:
+    """Named tensors as arrays of bytes, floating-point ones cast to `dtype` (the engine's).
 
-    One array, since an object store pickles the whole storage again for every view that it is given. It lies in the
-    scratch, if there is one.
+    A tensor that lies on the CPU as it is to be sent is not copied: its array shares its memory. The others lie in the
+    scratch, if there is one. A list of arrays is one object to an object store, which lays them end to end.
     """
-    named = list(tensors)
+    named = [(name, tensor.detach()) for name, tensor in tensors]
     layout = layout_of(named, dtype)
-    flat = (scratch or Scratch()).array(layout.num_bytes)
-    for entry in layout.entries:  # what lies between two tensors, so that equal weights are equal bytes
-        end = entry.offset + entry.num_bytes
-        flat[end : _aligned(end)] = 0
-    for (_, tensor), view in zip(named, views(flat, layout).values(), strict=True):
-        view.copy_(tensor.detach())
-    return flat, layout
+    arrays = [
+        _bytes_of(tensor) if _is_ready(tensor, entry) else None
+        for (_, tensor), entry in zip(named, layout.entries, strict=True)
+    ]
+    copied = [place for place, array in enumerate(arrays) if array is None]
+    made = (scratch or Scratch()).arrays([layout.entries[place].num_bytes for place in copied])
+    for place, array in zip(copied, made, strict=True):
+        _tensor_of(array, layout.entries[place]).copy_(named[place][1])
+        arrays[place] = array
+    return [array for array in arrays if array is not None], layout
+
+
+def _is_ready(tensor: Tensor, entry: Entry) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype == _dtype(entry.dtype)
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.reshape(-1).view(torch.uint8).numpy()
+    return array
 
 
 def buckets(
     tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, num_bytes: int, scratch: Scratch | None = None
-) -> Iterator[tuple[np.ndarray, Layout]]:
-    """Named tensors as flat arrays of at most `num_bytes` each, in their order; a larger tensor is one by itself.
+) -> Iterator[Packed]:
+    """Named tensors as buckets of at most `num_bytes` each, in their order; a larger tensor is one by itself.
 
-    No more tensors are taken from the iterator at once than one array holds. With a scratch an array is overwritten by the
+    No more tensors are taken from the iterator at once than one bucket holds. With a scratch a bucket is overwritten by the
     next one.
     """
     named: list[tuple[str, Tensor]] = []
@@ -114,41 +131,43 @@ def buckets(
     for name, tensor in tensors:
         needed = layout_of([(name, tensor)], dtype).num_bytes
         if named and size + needed > num_bytes:
-            yield flatten(named, dtype, scratch)
+            yield pack(named, dtype, scratch)
             named, size = [], 0
         named.append((name, tensor))
         size += needed
     if named:
-        yield flatten(named, dtype, scratch)
+        yield pack(named, dtype, scratch)
 
 
-def views(flat: np.ndarray, layout: Layout) -> dict[str, Tensor]:
-    """The tensors of a flat array by name, sharing its memory (which may be read-only: do not write to them then).
+def views(arrays: Sequence[np.ndarray], layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a bucket by name, sharing its memory (which may be read-only: do not write to them then).
 
-    Raises: ValueError if the array is not as long as the layout says.
+    Raises: ValueError if the arrays are not as long as the layout says.
     """
-    if flat.dtype != np.uint8 or flat.shape != (layout.num_bytes,):
-        raise ValueError(f"flat weights are {flat.dtype} {flat.shape}, the layout says uint8 ({layout.num_bytes},)")
-    if not layout.entries:
-        return {}
+    sizes = [array.nbytes for array in arrays]
+    if sizes != [entry.num_bytes for entry in layout.entries]:
+        raise ValueError(f"weights of {sizes} bytes, where the layout says {[e.num_bytes for e in layout.entries]}")
     with warnings.catch_warnings():
         # Arrays out of an object store are read-only, of which torch would warn at every sync.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        bytes_ = torch.from_numpy(flat)
-    return {
-        entry.name: bytes_[entry.offset : entry.offset + entry.num_bytes].view(_dtype(entry.dtype)).view(entry.shape)
-        for entry in layout.entries
-    }
+        return {entry.name: _tensor_of(array, entry) for array, entry in zip(arrays, layout.entries, strict=True)}
 
 
-def checksum(flat: np.ndarray, layout: Layout) -> str:
-    """Sixteen hex digits of the array's bytes and its layout.
+def _tensor_of(array: np.ndarray, entry: Entry) -> Tensor:
+    return torch.from_numpy(array).view(_dtype(entry.dtype)).view(entry.shape)
+
+
+def checksum(arrays: Sequence[np.ndarray], layout: Layout) -> str:
+    """Sixteen hex digits of the arrays' bytes and their layout.
 
     Against accidents, not against attacks: this hash is as fast as a copy, where cryptographic ones take ten times as long.
     It is the hash of the hashes of parts, which are made side by side.
     """
-    whole = np.ascontiguousarray(flat).data
-    parts = [whole[start : start + _HASHED_AT_ONCE] for start in range(0, len(whole), _HASHED_AT_ONCE)]
+    parts = [
+        array.data[start : start + _HASHED_AT_ONCE]
+        for array in arrays
+        for start in range(0, array.nbytes, _HASHED_AT_ONCE)
+    ]
     digest = xxhash.xxh3_64(repr(layout.entries).encode())
     for found in map(xxhash.xxh3_64_digest, parts) if len(parts) < 2 else _hashers().map(xxhash.xxh3_64_digest, parts):
         digest.update(found)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.weight_sync [--mib 200] [--rounds 9] [--json FILE]
 
 `transport` is all that `grpo.weight_sync=object_store` does from a learner's tensors to arrays that an engine's process
-reads: gathering, flattening, checksums at both ends, two puts into the store. It is the real learner, `ObjectStoreSync`,
+reads: gathering, checksums at both ends, two puts into the store. It is the real learner, `ObjectStoreSync`,
 rollout pool and engine actor, with engine.kind=scripted, which takes weights and loads nothing. Its bound is one copy of as
 many bytes between two arrays that have been touched before.
 
@@ -111,8 +111,8 @@ def transport(folder: Path, num_rounds: int, bucket_mib: float) -> list[Round]:
     learner = sharding.wrap(policy.load_model(path), TrainConfig())
     problem = "Sum: 1 + 2"
     question = Question(records.question_id(problem, "3"), problem, "3", "benchmark", "", 0)
-    flat, _ = weights.flatten(learner.full_tensors())
-    target = np.zeros_like(flat)
+    num_bytes = weights.layout_of(learner.full_tensors(), torch.float32).num_bytes
+    source, target = (np.full(num_bytes, value, dtype=np.uint8) for value in (1, 2))
     with cluster.connected(config):
         place = grpo._engines_place(config)
         pool = ray.remote(rollout_pool.RolloutPool).options(num_cpus=0).remote(config, path, [question], place)
@@ -123,7 +123,7 @@ def transport(folder: Path, num_rounds: int, bucket_mib: float) -> list[Round]:
         versions = itertools.count()
         ways = {
             "transport": lambda: sync.send(next(versions), None, PATIENCE_S),
-            "copy": lambda: np.copyto(target, flat),
+            "copy": lambda: np.copyto(target, source),
         }
         rounds = in_turns(ways, num_rounds)
     dist.destroy_process_group()
@@ -136,11 +136,12 @@ def load(folder: Path, num_rounds: int, _bucket_mib: float) -> list[Round]:
 
     path = str(folder / "policy")
     engine = Engine(path, settings_of(folder, "vllm").engine, seed=0)
-    flat, layout = weights.flatten(policy.untied(policy.load_model(path)).items())
-    flat.flags.writeable = False  # as what comes out of the store
+    arrays, layout = weights.pack(policy.untied(policy.load_model(path)).items())
+    for array in arrays:
+        array.flags.writeable = False  # as what comes out of the store
 
     def from_arrays() -> None:
-        engine.load_weights([(flat, layout)], 1)
+        engine.load_weights([(arrays, layout)], 1)
 
     def from_file() -> None:
         engine._vllm.collective_rpc("reload_weights")

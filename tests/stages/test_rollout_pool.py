@@ -109,8 +109,8 @@ def probe(policy: Path, shift: float = 0.0) -> Probe:
 
 
 def sent(checksum: str = "", num: int = 3) -> list[Bucket]:
-    flat, layout = weights.flatten([("weight", torch.arange(float(num)))])
-    return [Bucket(ray.put(flat), layout, checksum or weights.checksum(flat, layout))]
+    arrays, layout = weights.pack([("weight", torch.arange(float(num)))])
+    return [Bucket(ray.put(arrays), layout, checksum or weights.checksum(arrays, layout))]
 
 
 def publish(pool: ActorHandle, version: int, held_to: Probe | None = None) -> None:

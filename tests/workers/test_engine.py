@@ -292,8 +292,8 @@ def test_scripted_failures_are_the_real_engines(scripted: ScriptedEngine) -> Non
 
 
 def test_a_scripted_engine_takes_a_version_with_its_weights(scripted: ScriptedEngine) -> None:
-    flat, layout = weights.flatten([("w", torch.ones(3))])
-    assert scripted.load_weights([(flat, layout)], 7) == [weights.checksum(flat, layout)]
+    arrays, layout = weights.pack([("w", torch.ones(3))])
+    assert scripted.load_weights([(arrays, layout)], 7) == [weights.checksum(arrays, layout)]
     assert scripted.version == 7
     assert completions(scripted.generate([Request([1], 0)], SAMPLING))[0].version == 7
     assert scripted.token_logprobs([[1, 2]])[0].tolist() == pytest.approx([-math.log(VOCAB_SIZE)])

@@ -99,7 +99,7 @@ def test_a_call_is_made_between_steps_and_can_hold_requests_until_the_next(tmp_p
     (tmp_path / "scripted.json").write_text('{"seconds_per_step": 0.005, "tokens": [30, 30]}')
     engine = ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
     loop = opened(engine, list[str]())
-    sent = [weights.flatten([("w", torch.ones(3))])]
+    sent = [weights.pack([("w", torch.ones(3))])]
     long = Sampling(1.0, 1.0, -1, max_tokens=30)
     running = loop.submit(Request([1], 1), long)
     time.sleep(0.03)

@@ -184,7 +184,7 @@ def test_an_engine_that_takes_over_merged_weights_agrees_with_the_adapted_learne
         with torch.no_grad():
             rows = batch.split(learner.token_logprobs(batch))
         mine = [row[1:].numpy() for row in rows]
-        merged = weights.flatten(learner.full_tensors())
+        merged = weights.pack(learner.full_tensors())
     engine = Engine(str(tmp_path), EngineConfig(max_model_len=64, kv_cache_gib=0.05, max_num_seqs=16), seed=0)
     assert weights.compare(engine.token_logprobs(sequences), mine).max_abs > 1e-2
     engine.load_weights([merged], 1)

@@ -47,80 +47,93 @@ def agreement(engine: Engine, model: nn.Module) -> weights.Agreement:
     return weights.compare(engine.token_logprobs(SEQUENCES), list(weights.token_logprobs(model, SEQUENCES)))
 
 
-def test_a_flat_array_gives_back_names_shapes_and_values() -> None:
-    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7.5), "steps": torch.tensor([1, 2**40])}
-    flat, layout = weights.flatten(tensors.items())
-    back = weights.views(flat, layout)
-    assert list(back) == ["a", "b", "steps"]
+def test_packed_weights_give_back_names_shapes_and_values() -> None:
+    tensors = {
+        "a": torch.arange(6.0).view(2, 3),
+        "b": torch.tensor(7.5),
+        "steps": torch.tensor([1, 2**40]),
+        "turned": torch.arange(6.0).view(2, 3).T,
+    }
+    arrays, layout = weights.pack(tensors.items())
+    back = weights.views(arrays, layout)
+    assert list(back) == ["a", "b", "steps", "turned"]
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
-    # 24, 4 and 16 bytes, each rounded up to 64
-    assert [entry.offset for entry in layout.entries] == [0, 64, 128]
-    assert flat.shape == (192,)
+    assert [array.nbytes for array in arrays] == [24, 4, 16, 24]
+    assert layout.num_bytes == 68
+
+
+def test_what_is_sent_as_it_lies_there_is_not_copied() -> None:
+    kept, cast = torch.ones(4), torch.ones(4, dtype=torch.float64)
+    arrays, _ = weights.pack([("kept", kept), ("cast", cast)])
+    kept[0] = cast[0] = 3
+    assert [array.view(np.float32)[0] for array in arrays] == [3, 1]
 
 
 def test_bfloat16_travels_at_half_the_size() -> None:
     tensors = {"w": torch.full((64,), 1.0 + 2**-10)}
-    flat, layout = weights.flatten(tensors.items(), torch.bfloat16)
+    arrays, layout = weights.pack(tensors.items(), torch.bfloat16)
     # bfloat16 keeps 8 bits of mantissa: 1 + 2^-10 becomes 1
-    assert weights.views(flat, layout)["w"].tolist() == [1.0] * 64
-    assert flat.nbytes == 128
+    assert weights.views(arrays, layout)["w"].tolist() == [1.0] * 64
+    assert arrays[0].nbytes == 128
 
 
 def test_read_only_arrays_are_viewed_without_a_copy_or_a_warning() -> None:
-    flat, layout = weights.flatten([("w", torch.ones(4))])
-    flat.flags.writeable = False
-    assert weights.views(flat, layout)["w"].data_ptr() == flat.ctypes.data
+    (array,), layout = weights.pack([("w", torch.ones(4))])
+    array.flags.writeable = False
+    assert weights.views([array], layout)["w"].data_ptr() == array.ctypes.data
 
 
 def test_the_checksum_knows_every_byte_and_every_name() -> None:
-    flat, layout = weights.flatten([("w", torch.zeros(4))])
-    changed = flat.copy()
+    (array,), layout = weights.pack([("w", torch.zeros(4))])
+    changed = array.copy()
     changed[3] ^= 1
     renamed = weights.layout_of([("v", torch.zeros(4))], torch.float32)
-    sums = {weights.checksum(flat, layout), weights.checksum(changed, layout), weights.checksum(flat, renamed)}
+    sums = {weights.checksum([array], layout), weights.checksum([changed], layout), weights.checksum([array], renamed)}
     assert len(sums) == 3
-    assert weights.checksum(flat.copy(), layout) == weights.checksum(flat, layout)
+    assert weights.checksum([array.copy()], layout) == weights.checksum([array], layout)
 
 
 def test_a_checksum_of_many_parts_knows_their_order() -> None:
     part = weights._HASHED_AT_ONCE
-    flat, layout = weights.flatten([("w", torch.zeros(2 * part // 4 + 16))])
+    (array,), layout = weights.pack([("w", torch.zeros(2 * part // 4 + 16))])
     found = set()
     for place in (0, part, 2 * part, None):  # in the first part, the second, the last, and nowhere
-        changed = flat.copy()
+        changed = array.copy()
         if place is not None:
             changed[place] = 1
-        assert weights.checksum(changed, layout) == weights.checksum(changed, layout)
-        found.add(weights.checksum(changed, layout))
+        assert weights.checksum([changed], layout) == weights.checksum([changed], layout)
+        found.add(weights.checksum([changed], layout))
     assert len(found) == 4
 
 
 def test_buckets_hold_no_more_than_asked_and_one_large_tensor_is_one() -> None:
     tensors = [(name, torch.ones(num)) for name, num in (("a", 16), ("b", 16), ("c", 40), ("d", 1), ("e", 16))]
-    # 64, 64, 160 (192 with alignment), 4 (64) and 64 bytes
+    # 64, 64, 160, 4 and 64 bytes
     parts = list(weights.buckets(tensors, torch.float32, 128))
     assert [[entry.name for entry in layout.entries] for _, layout in parts] == [["a", "b"], ["c"], ["d", "e"]]
-    assert [flat.nbytes for flat, _ in parts] == [128, 192, 128]
+    assert [layout.num_bytes for _, layout in parts] == [128, 160, 68]
     found = {name: tensor for part in parts for name, tensor in weights.views(*part).items()}
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors)
     assert list(weights.buckets([], torch.float32, 128)) == []
 
 
 def test_a_scratch_gives_the_bytes_of_fresh_memory_whatever_lay_in_it() -> None:
-    scratch = weights.Scratch()
-    first, _ = weights.flatten([("a", torch.full((40,), 7.0))], scratch=scratch)
+    scratch, half = weights.Scratch(), torch.bfloat16
+    (first,), _ = weights.pack([("a", torch.full((40,), 7.0))], half, scratch)
     tensors = [("b", torch.ones(3)), ("c", torch.ones(5))]
-    found, layout = weights.flatten(tensors, scratch=scratch)
-    expected, _ = weights.flatten(tensors)
-    assert found.tobytes() == expected.tobytes()  # between b and c, too
+    found, layout = weights.pack(tensors, half, scratch)
+    expected, _ = weights.pack(tensors, half)
+    assert [array.tobytes() for array in found] == [array.tobytes() for array in expected]
     assert weights.checksum(found, layout) == weights.checksum(expected, layout)
-    assert np.shares_memory(first, found)
+    assert np.shares_memory(first, found[0])
+    assert not np.shares_memory(found[0], found[1])
 
 
-def test_an_array_of_another_length_than_its_layout_is_refused() -> None:
-    flat, layout = weights.flatten([("w", torch.zeros(4))])
-    with pytest.raises(ValueError, match="layout says"):
-        weights.views(flat[:-1], layout)
+def test_arrays_of_another_length_than_their_layout_are_refused() -> None:
+    (array,), layout = weights.pack([("w", torch.zeros(4))])
+    for wrong in ([array[:-1]], [array, array], []):
+        with pytest.raises(ValueError, match="layout says"):
+            weights.views(wrong, layout)
 
 
 def test_agreement_is_the_largest_difference_and_k3() -> None:
@@ -172,15 +185,17 @@ def test_an_engine_agrees_with_the_learner_after_every_load(
     for version in (1, 2):
         perturb(model)
         assert agreement(engine, model).max_abs > 1e-2
-        # In one array, and in many.
-        parts = list(weights.buckets(model.named_parameters(), torch.float32, 2**30 if version == 1 else 20_000))
+        # In one bucket, and in many.
+        made = weights.buckets(model.named_parameters(), torch.float32, 2**30 if version == 1 else 20_000)
+        parts = [([array.copy() for array in arrays], layout) for arrays, layout in made]
         assert (len(parts) > 5) == (version == 2)
-        for flat, _ in parts:
-            flat.flags.writeable = version == 1  # an array out of an object store is not
+        for array in (array for arrays, _ in parts for array in arrays):
+            array.flags.writeable = version == 1  # an array out of an object store is not
         assert engine.load_weights(iter(parts), version) == [weights.checksum(*part) for part in parts]
         assert engine.version == version
         if version == 1:
-            parts[0][0][:] = 0  # the engine must not go on reading what it was sent
+            for array in parts[0][0]:
+                array[:] = 0  # the engine must not go on reading what it was sent
         assert agreement(engine, model).max_abs < 1e-5
     outputs = engine.module_outputs(SEQUENCES[0])
     assert weights.first_difference(outputs, weights.learner_outputs(model, SEQUENCES[0]), 1e-4) is None
@@ -194,7 +209,7 @@ def test_an_engine_agrees_with_the_learner_after_every_load(
 
     monkeypatch.setattr(engine_extension, "repack_tied_head", lambda model: None)
     perturb(model)
-    engine.load_weights([weights.flatten(model.named_parameters())], 3)
+    engine.load_weights([weights.pack(model.named_parameters())], 3)
     if tied:
         assert agreement(engine, model).max_abs > 1e-4
         outputs = engine.module_outputs(SEQUENCES[0])
