@@ -13,6 +13,7 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from raml_ray.stages.report_data import METRICS, Evaluation, Run
 
@@ -22,6 +23,8 @@ OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#7A68A6", "#A6761D", "#1B9E9E
 INK = "#1c1e21"
 MOST_NAMED = 10
 """Training runs that a panel names; a sweep's many are told apart by the rows behind the figure."""
+LONG_LABEL = 30
+"""Characters. Legends with one that is as long have one column."""
 STYLE: dict[str, Any] = {
     "font.size": 10,
     "font.family": "sans-serif",
@@ -192,10 +195,39 @@ def _line(axis: Axes, points: Sequence[tuple[float, float]], label: str, colour:
 
 def finished(name: str, title: str, caption: str, canvas: Canvas, rows: list[dict[str, Any]]) -> Figure:
     """The drawing as the page and a paper take it, and the rows behind it."""
+    _legends_below(canvas)
     vector, pixels = io.StringIO(), io.BytesIO()
     canvas.savefig(vector, format="svg", metadata={"Date": None})
     canvas.savefig(pixels, format="png", dpi=160, facecolor="white")
     return Figure(name, title, caption, vector.getvalue(), pixels.getvalue(), pa.Table.from_pylist(rows))
+
+
+def _legends_below(canvas: Canvas) -> None:
+    """Each panel's legend under its axis, where it hides no point, and room for it."""
+    canvas.draw_without_rendering()
+    rows = [0]
+    for axis in canvas.axes:
+        legend, ticks = axis.get_legend(), axis.xaxis.get_tightbbox()
+        if legend is None or ticks is None:
+            continue
+        handles, labels = axis.get_legend_handles_labels()
+        written = [text.get_text() for text in legend.get_texts()]
+        if labels != written:  # a legend of its own making
+            handles, labels = [handle for handle in legend.legend_handles if handle is not None], written
+        columns = 2 if len(labels) > 2 and max(map(len, labels)) < LONG_LABEL else 1
+        below = (axis.bbox.y0 - ticks.y0) / canvas.dpi + 0.08  # inches
+        axis.legend(
+            handles,
+            labels,
+            fontsize=legend.get_texts()[0].get_fontsize(),
+            ncols=columns,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            bbox_transform=axis.transAxes + ScaledTranslation(0, -below, canvas.dpi_scale_trans),
+            borderaxespad=0,
+        )
+        rows.append(-(-len(labels) // columns))
+    canvas.set_figheight(canvas.get_figheight() + 0.18 * max(rows))
 
 
 def inline(figure: Figure) -> str:
