@@ -176,7 +176,7 @@ def set_names(evaluate: EvaluateConfig) -> None:
             raise ValueError(f"evaluate.sets.{name}: a set's name must not be empty or hold `/`; rename it")
 
 
-def policy_gradient(grpo: GrpoConfig, data: DataConfig, train: TrainConfig) -> None:
+def policy_gradient(grpo: GrpoConfig, data: DataConfig) -> None:
     """What of GRPO goes together: nothing is set that would have no effect."""
     for name, needs, is_there in (
         ("layout", "grpo.reward=paper", grpo.reward == "paper"),
@@ -202,11 +202,6 @@ def policy_gradient(grpo: GrpoConfig, data: DataConfig, train: TrainConfig) -> N
         raise ValueError(
             "grpo.selection=lhat_descent asks how likely the gold answer is, and data.answers=code has none: choose"
             " another selection"
-        )
-    if grpo.gradient_variance_every and train.strategy != "fsdp":
-        raise ValueError(
-            f"grpo.gradient_variance_every={grpo.gradient_variance_every} reads gradients, which"
-            f" train.strategy={train.strategy} keeps to itself: set train.strategy=fsdp, or the former to 0"
         )
 
 

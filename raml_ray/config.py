@@ -113,7 +113,7 @@ class Config(Settings):
     @model_validator(mode="after")
     def _check_settings_that_depend_on_each_other(self) -> Self:
         checks.counts(self.grpo, self.evaluate, self.sft)
-        checks.policy_gradient(self.grpo, self.data, self.train)
+        checks.policy_gradient(self.grpo, self.data)
         checks.miniature(self.miniature, self.base, self.steps)
         checks.pattern("data.answer_pattern", self.data.answer_pattern)
         checks.pattern("verify.answer_pattern", self.verify.answer_pattern)

@@ -78,7 +78,6 @@ def test_a_value_that_looks_like_json_is_read_as_json_and_another_as_text() -> N
         ({"grpo.overlong_tokens": 97}, "grpo.overlong_tokens=97 exceeds grpo.max_tokens=96"),
         ({"grpo.compute_matched": True, "grpo.num_updated": 3}, "no multiple of grpo.num_updated=3"),
         ({"grpo.selection": "lhat_descent", "data.answers": "code"}, "grpo.selection=lhat_descent asks"),
-        ({"grpo.gradient_variance_every": 1, "train.strategy": "deepspeed"}, "set train.strategy=fsdp"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_name(changes: dict[str, object], message: str) -> None:

@@ -22,6 +22,8 @@ from raml_ray.workers.sharding import DTYPES, Sharded, layers, moments, optimize
 
 WEIGHTS_SPLIT = 3
 """The stage that splits weights too."""
+NO_MICRO_STEP = -1
+"""What stages 1 and 2 count micro-batches from."""
 
 
 def split(module: TokenLogprobs, device: torch.device, settings: TrainConfig) -> Sharded:
@@ -97,6 +99,8 @@ class _DeepSpeed(Sharded):
         super().__init__(engine.module, device, settings, called=engine)
         self._engine, self._zero, self._adamw = engine, engine.optimizer, engine.basic_optimizer
         self._splits_weights = hasattr(self._zero, "fp32_partitioned_groups_flat")
+        self._adds_whole_gradients = hasattr(self._zero, "fp32_groups_gradients")
+        """On every rank: ZeRO-1 in bfloat16."""
 
     def accumulate(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -110,7 +114,38 @@ class _DeepSpeed(Sharded):
         return float(self._engine.get_global_grad_norm())
 
     def take_gradient(self) -> list[Tensor]:
-        raise NotImplementedError("DeepSpeed hands no gradient out that it then forgets")
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # what is offloaded may be on its way
+        found = [part.float().clone() for part in self._gradients()]
+        self._forget()
+        return found
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """This rank's piece of every weight's accumulated gradient, where it holds one: flat, in DeepSpeed's own buffers."""
+        from deepspeed.utils import safe_get_local_grad
+
+        trained: list[Any] = [tensor for tensor in self._named().values() if tensor.requires_grad]
+        for parameter in trained:
+            if self._splits_weights:
+                yield safe_get_local_grad(parameter).narrow(0, 0, self._mine(parameter)[1])
+            elif (fragment := parameter._hp_mapping) is not None:
+                mine = fragment.lp_fragment_address
+                gradient = fragment.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
+                yield gradient.narrow(0, mine.start, mine.numel) if self._adds_whole_gradients else gradient
+
+    def _forget(self) -> None:
+        """Do with the accumulated gradient what DeepSpeed's `step` does with one that is not finite."""
+        zero = self._zero
+        if self._splits_weights:
+            zero._pre_step()
+            zero._overflow_clean_up(zero.loss_scale)
+            return
+        zero.zero_grad(set_to_none=True)
+        if not self._adds_whole_gradients:
+            zero.micro_step_id = NO_MICRO_STEP
+            zero.averaged_gradients.clear()
+            zero.all_grad_tensors.clear()
+            zero.reset_cpu_buffers()
 
     def _whole(self) -> Iterator[tuple[str, Tensor]]:
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters

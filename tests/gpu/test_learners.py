@@ -102,6 +102,17 @@ def test_what_is_offloaded_does_not_lie_on_the_gpu_and_changes_no_loss(name: str
     assert memory[1] < memory[0] / 2
 
 
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_gradient_that_is_taken_is_the_steps_and_leaves_nothing_behind(name: str, offload: bool) -> None:
+    limits = changed(**STRATEGIES[name], offload=offload)
+    learner = sharding.wrap(model(), limits)
+    accumulated(learner, examples(4, 128), limits)
+    taken = sum(float(part.double().square().sum()) for part in learner.take_gradient()) ** 0.5
+    accumulated(learner, examples(4, 128), limits)
+    assert taken == pytest.approx(learner.step(1e-3).grad_norm, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_checkpoint_is_read_back_exactly(name: str, tmp_path: Path) -> None:
     limits = changed(**STRATEGIES[name])

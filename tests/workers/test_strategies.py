@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from raml_ray.settings import SftConfig, TrainConfig
+from raml_ray.settings import GrpoConfig, SftConfig, TrainConfig
 from raml_ray.text.batches import batches
-from raml_ray.workers import checkpoints, sft_loop, sft_plan, sharding, sharding_fsdp
+from raml_ray.workers import checkpoints, gradient_variance, grpo_groups, sft_loop, sft_plan, sharding, sharding_fsdp
 from raml_ray.workers.pieces import Piece
 from raml_ray.workers.sharding import Sharded
-from tests.workers import ranks, test_sharding, tiny
+from tests.workers import ranks, test_grpo_loop, test_sharding, tiny
 
 NUM_STEPS = 20
 SFT = SftConfig(batch_size=4, num_epochs=8, max_steps=NUM_STEPS, learning_rate=0.01, warmup_steps=2)
+GRPO = GrpoConfig(num_trajectories=4, num_updated=2, gradient_variance_draws=3)
 CUT = 8
 """Steps before the checkpoint."""
 LIMITS = TrainConfig(max_tokens_per_micro_batch=30, weight_decay=0.1, grad_clip=0.5, checkpoint_every=CUT)
@@ -35,6 +36,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "zero2 offloaded": {**STAGES["zero2"], "offload": True},
     "zero3 offloaded": {**STAGES["zero3"], "offload": True},
     "fsdp adapted": {"lora_rank": 4},
+    "zero1 adapted": {**STAGES["zero1"], "lora_rank": 4},
     "zero2 adapted": {**STAGES["zero2"], "lora_rank": 4},
     "zero3 adapted": {**STAGES["zero3"], "lora_rank": 4},
     "fsdp bfloat16": {"dtype": "bfloat16"},
@@ -46,6 +48,7 @@ RESUMED = (
     *STAGES,
     "zero3 offloaded",
     "fsdp adapted",
+    "zero1 adapted",
     "zero2 adapted",
     "zero3 adapted",
     "zero1 bfloat16",
@@ -59,6 +62,8 @@ READ_BY = {"fsdp": "fsdp", "zero1": "zero3", "zero2": "zero2", "zero3": "zero1"}
 class Found:
     """What one rank found of one variant."""
 
+    variance: dict[str, float] = field(default_factory=dict)
+    """Of the gradient over draws of trajectories, before the losses."""
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
@@ -143,6 +148,12 @@ def poisoned(learner: Sharded) -> tuple[bool, bool, bool]:
     return first.skipped, unchanged, not second.skipped and moved and learner.num_skipped_in_a_row == 0
 
 
+def variance(learner: Sharded, limits: TrainConfig) -> dict[str, float]:
+    given = test_grpo_loop.groups()
+    judged = grpo_groups.judge(given, GRPO, seed=0)
+    return gradient_variance.measured(learner, given, judged, GRPO, limits, seed=0)
+
+
 def resumed(limits: TrainConfig, folder: str) -> tuple[dict[str, Tensor], list[float]]:
     """The weights of a learner that read the folder's checkpoint, and its losses from there to the end."""
     learner = arrived(limits, seed=0 if limits.lora_rank else 99)  # frozen weights are no part of it
@@ -171,6 +182,7 @@ def two(nothing: str, folder: str) -> dict[str, Found]:
                 checkpoints.save(f"{folder}/{name}", step, learner.state(), {}, keep=1)
                 every[name].saved = learner.full_state()
 
+        found.variance = variance(learner, of(name))
         found.losses, found.norms = trained(learner, of(name), save=save)
         if name in RESUMED:
             found.read, found.resumed = resumed(of(name), f"{folder}/{name}")
@@ -183,7 +195,9 @@ def one(nothing: str, folder: str) -> dict[str, Found]:
     every: dict[str, Found] = {}
     for name in ("fsdp", *STAGES):
         every[name] = found = looked_at(of(name))
-        found.losses, found.norms = trained(arrived(of(name)), of(name))
+        learner = arrived(of(name))
+        found.variance = variance(learner, of(name))
+        found.losses, found.norms = trained(learner, of(name))
         found.read, found.resumed = resumed(of(READ_BY[name]), f"{folder}/{name}")
     return every
 
@@ -211,6 +225,31 @@ def test_every_strategy_has_the_losses_and_gradient_norms_of_fsdp(found: list[Ev
                 reference = adapted if "adapted" in name else plain
                 assert variant.losses == pytest.approx(reference.losses, abs=1e-5), name
                 assert variant.norms == pytest.approx(reference.norms, rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_every_strategy_finds_the_gradients_variance_of_fsdp_and_forgets_what_it_measured(found: list[Every]) -> None:
+    """That it forgets is what the losses and norms behind it show, above: the first norm would be of two gradients."""
+    plain, adapted = found[0]["fsdp"].variance, found[0]["fsdp adapted"].variance
+    assert 0.01 < plain["grpo/gradient_variance"] < 100 and plain["grpo/gradient_squared_norm"] > 0.01
+    assert adapted["grpo/gradient_squared_norm"] != pytest.approx(plain["grpo/gradient_squared_norm"], rel=0.01)
+    for every in found:
+        for name, variant in every.items():
+            if "bfloat16" not in name:
+                assert variant.variance == pytest.approx(adapted if "adapted" in name else plain, rel=1e-5), name
+            else:
+                assert variant.variance == pytest.approx(plain, rel=0.1), name
+
+
+@pytest.mark.slow
+def test_every_strategy_trains_the_same_adapters_and_gathers_them_merged(found: list[Every]) -> None:
+    before = dict(tiny.model().named_parameters())
+    expected = found[0]["fsdp adapted"].saved
+    assert expected.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(expected[name], before[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+    for name in ("zero1 adapted", "zero2 adapted", "zero3 adapted"):
+        torch.testing.assert_close(found[0][name].saved, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
