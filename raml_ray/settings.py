@@ -366,7 +366,7 @@ class GrpoConfig(Settings):
     """Which ones: `random` (the paper's rule); `max_variance`: rewards as far apart as can be (PODS); `difficulty`: random
     ones, most of questions of which about half are correct, none where all or none are (num_updated is the mean over
     questions); `diverse`: the first, then ever the one whose tokens differ most from all before; `lhat_descent`: those
-    along whose thinking the gold answer's negative log-probability falls most (paper, 4.3)."""
+    along whose thinking, up to where they write the gold answer, its negative log-probability falls most (paper, 4.3)."""
     compute_matched: bool = False
     """A step asks questions_per_step * num_trajectories / num_updated questions: equally many trajectories are updated on,
     whatever num_updated is."""

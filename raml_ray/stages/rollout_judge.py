@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from raml_ray.config import Config
 from raml_ray.records import Judgement, Question, Verdict
 from raml_ray.stages import judging
-from raml_ray.text import layouts, leak, paper_prompts, prompts, suffix
+from raml_ray.text import layouts, prompts
 from raml_ray.workers import rollouts
 from raml_ray.workers.rollouts import Rollout
 from raml_ray.workers.sampling import Completion, Failure, Request
@@ -83,14 +83,9 @@ class RolloutJudge:
 
     def _probe(self, question: Question, answer: Completion) -> rollouts.Probe | None:
         """Where L-hat is to be asked for."""
-        if self._config.grpo.selection != "lhat_descent" or not answer.token_ids:
+        if self._config.grpo.selection != "lhat_descent":
             return None
-        ends = answer.token_ids[-1] in self._stop
-        end = leak.position_of_text(self._tokenizer, answer.token_ids, layouts.CLOSE)
-        return rollouts.Probe(
-            suffix.answer_suffix(self._tokenizer, paper_prompts.FORCED_ANSWER, question.answer),
-            len(answer.token_ids) - ends if end is None else end,
-        )
+        return rollouts.probe_of(self._tokenizer, answer.token_ids, self._stop, question.answer)
 
     def watch(self, judgements: Sequence[Judgement]) -> None:
         """Raises: RuntimeError if more than verify.max_failed_fraction of the last hundred or more verdicts are

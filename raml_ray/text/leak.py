@@ -56,6 +56,13 @@ def position(tokenizer: PreTrainedTokenizerBase, response_ids: list[int], answer
     return None if end is None else _tokens_reaching(tokenizer, response_ids, end)
 
 
+def before(tokenizer: PreTrainedTokenizerBase, response_ids: list[int], answer: str, last: int) -> int:
+    """The number of response tokens of the longest prefix, of `last` at most, behind which the answer is still to be
+    written; -1 if there is none."""
+    written = position(tokenizer, response_ids, answer)
+    return last if written is None or written > last else written - 1
+
+
 def position_of_text(tokenizer: PreTrainedTokenizerBase, response_ids: list[int], text: str) -> int | None:
     """The number of response tokens after which the text has been written for the first time; None if it never is."""
     found = str(tokenizer.decode(response_ids)).find(text)

@@ -34,8 +34,7 @@ def examples(
     the mean are a field named after the place. Without a prefix before the leak that place is left out."""
     end = leak.position_of_text(tokenizer, response_ids, until) if until else None
     last = len(response_ids) if end is None else end
-    written = leak.position(tokenizer, response_ids, answer)
-    before = last if written is None or written > last else written - 1
+    before = leak.before(tokenizer, response_ids, answer, last)
     asked = answer_suffix(tokenizer, suffix, answer)
     size = asked.num_answer_tokens
     header, answer_ids = asked.token_ids[:-size], asked.token_ids[-size:]

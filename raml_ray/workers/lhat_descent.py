@@ -1,4 +1,4 @@
-"""How far L-hat falls along each trajectory's thinking: before it against after it, two prefixes of each alone.
+"""How far L-hat falls along each trajectory's thinking before the answer is written: two prefixes of each alone.
 
 `probe.py` scores every prefix of one trajectory; of two prefixes the second is the trajectory itself, so that packing many
 trajectories into one pass, split over the ranks as training is, costs least.
@@ -16,8 +16,9 @@ from raml_ray.workers.sharding import Sharded
 
 
 def descents(policy: Sharded, groups: Groups, limits: TrainConfig) -> Tensor:
-    """L-hat of the gold answer after the prompt minus L-hat at the end of thinking, (Q, G), nats per answer token; the
-    same on every rank. NaN for a trajectory without a probe: the engine refused it. A collective.
+    """L-hat of the gold answer after the prompt minus L-hat at the end of thinking, or at the last prefix before the answer
+    is written where that comes first: copying is no descent. (Q, G), nats per answer token; the same on every rank. NaN
+    for a trajectory without a probe: the engine refused it. A collective.
 
     Source: RaML, arXiv:2505.19815, Algorithm 3 and section 4.3 (which trajectories to learn from).
     """
@@ -26,7 +27,7 @@ def descents(policy: Sharded, groups: Groups, limits: TrainConfig) -> Tensor:
         for place, rollout in enumerate(group):
             if rollout.probe is not None:
                 prompt = rollout.prompt_token_ids
-                asked[question, place] = _asked(prompt + rollout.token_ids[: rollout.probe.num_thinking], rollout.probe)
+                asked[question, place] = _asked(prompt + rollout.token_ids[: rollout.probe.num_before], rollout.probe)
                 asked.setdefault((question, -1), _asked(prompt, rollout.probe))
     lhat = _lhat(policy, asked, limits)
     return torch.tensor(

@@ -1,28 +1,44 @@
 """What the GRPO loop is handed of a sampled trajectory, its reward, and when and how a step's trajectories are asked for."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from raml_ray import records
 from raml_ray.formulas import advantages, rewards
 from raml_ray.records import Question, Verdict
 from raml_ray.settings import GrpoConfig
-from raml_ray.text.suffix import AnswerSuffix
+from raml_ray.text import layouts, leak, paper_prompts
+from raml_ray.text.suffix import AnswerSuffix, answer_suffix
 from raml_ray.workers.sampling import Request, Span
 
 
 class Probe(NamedTuple):
-    """Where L-hat is asked for: `Probe(AnswerSuffix([9, 4], [False, True]), num_thinking=17)`."""
+    """Where L-hat is asked for: `Probe(AnswerSuffix([9, 4], [False, True]), num_before=17)`."""
 
     suffix: AnswerSuffix
     """What asks for the gold answer, and the answer."""
-    num_thinking: int
-    """Response tokens up to the end of thinking; all of them where it does not end."""
+    num_before: int
+    """Response tokens up to the end of thinking (all of them where it does not end), or up to the last one before the gold
+    answer is written, where that comes first: 0 where the trajectory begins with it."""
+
+
+def probe_of(
+    tokenizer: PreTrainedTokenizerBase, token_ids: list[int], stop: Collection[int], answer: str
+) -> Probe | None:
+    """Where a sampled trajectory is asked for the gold answer; None if it has no token. `stop` are the tokens that end a
+    response."""
+    if not token_ids:
+        return None
+    end = leak.position_of_text(tokenizer, token_ids, layouts.CLOSE)
+    last = len(token_ids) - (token_ids[-1] in stop) if end is None else end
+    asked = answer_suffix(tokenizer, paper_prompts.FORCED_ANSWER, answer)
+    return Probe(asked, leak.before(tokenizer, token_ids, answer, last))
 
 
 @dataclass(frozen=True, slots=True)
