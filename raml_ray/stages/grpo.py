@@ -151,8 +151,9 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
         reference.train(False)
     course = Course(learner, folder, arguments["origin"], config)
     link = PoolLink(arguments["pool"], learner, config, policy_path)
+    behind: dict[str, float] = {}
     with learners.leaving() as left:
-        grpo_loop.train(
+        behind = grpo_loop.train(
             learner,
             config.grpo,
             config.train,
@@ -171,4 +172,4 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
         )
         learners.save_policy(learner, folder, policy_path)
     figures = {"grpo/versions": config.grpo.num_steps, "grpo/resumed_from_version": course.start_step}
-    return left or course.figures | figures | learners.nodes()
+    return left or course.figures | behind | figures | learners.nodes()

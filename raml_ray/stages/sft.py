@@ -57,8 +57,9 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
     learner = learners.loaded(policy_path, config)
     course = Course(learner, folder, arguments["origin"], config)
     rank = example_stream.Rank(learner.rank, learner.world_size)
+    behind: dict[str, float] = {}
     with learners.leaving() as left:
-        sft_loop.train(
+        behind = sft_loop.train(
             learner,
             plan,
             example_stream.stream(examples, plan, course.start_step, rank, config.train.collective_timeout_s),
@@ -80,4 +81,4 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
         "sft/examples": plan.num_examples,
         "sft/resumed_from_step": course.start_step,
     }
-    return left or figures | course.figures | learners.nodes()
+    return left or figures | course.figures | behind | learners.nodes()

@@ -37,8 +37,8 @@ def train(
     save: Save,
     keep: Keep | None = None,
     reference: Sharded | None = None,
-) -> None:
-    """Make the policy's versions start_version + 1 .. grpo.num_steps.
+) -> dict[str, float]:
+    """Make the policy's versions start_version + 1 .. grpo.num_steps; figures of what came behind the last report.
 
     `reference` is the frozen policy that grpo.kl_coefficient needs.
 
@@ -72,3 +72,4 @@ def train(
         report(version + 1, metrics | meter.told() | {"time/sample_s": sampled - began})
         with meter.busy("time/checkpoint_s"):
             guard.save(version + 1, is_last=version + 1 == settings.num_steps)
+    return meter.figures()

@@ -55,6 +55,11 @@ class Meter:
         self._began, self._seconds, self._work = now, {}, Work()
         return metrics
 
+    def figures(self) -> dict[str, float]:
+        """What is left to be said behind the last step: the seconds of the checkpoint that no line has told."""
+        seconds = self._seconds.get("time/checkpoint_s")
+        return {} if seconds is None else {"time/last_checkpoint_s": seconds}
+
     def _throughput(self, update_s: float) -> dict[str, float]:
         policy, work = self._policy, self._work
         tokens = policy.total(work.learned.tokens)

@@ -62,8 +62,9 @@ def train(
     report: Report,
     save: Save,
     keep: Keep | None = None,
-) -> None:
-    """Maximise the examples' log-likelihood, a step's tokens that `sft.outer_loss` is of weighted alike.
+) -> dict[str, float]:
+    """Maximise the examples' log-likelihood, a step's tokens that `sft.outer_loss` is of weighted alike; figures of what
+    came behind the last report.
 
     `shares` yields this rank's share of every step of the plan from `start_step` on; a share may be empty.
 
@@ -94,6 +95,7 @@ def train(
         report(step + 1, metrics | meter.told())
         with meter.busy("time/checkpoint_s"):
             guard.save(step + 1, is_last=step + 1 == steps.num_steps)
+    return meter.figures()
 
 
 def accumulate(policy: Sharded, mine: Sequence[Example], settings: SftConfig, limits: TrainConfig) -> float:

@@ -19,17 +19,23 @@ EXAMPLES = [Example([1, 2, 3, 4], [5, 6, 7, 8, 9]), Example([1, 2], [3, 4])]
 PASSES = Passes(tokens=13, scored=7, pairs=55)
 
 
-def sft(limits: TrainConfig, saving_s: float = 0.0) -> list[Mapping[str, float]]:
-    """The metrics of three steps, each over both examples."""
+def sft(limits: TrainConfig) -> list[Mapping[str, float]]:
+    return trained(limits)[0]
+
+
+def trained(
+    limits: TrainConfig, saving_s: float = 0.0, start_step: int = 0
+) -> tuple[list[Mapping[str, float]], dict[str, float]]:
+    """The metrics of up to three steps, each over both examples, and the figures behind them."""
     found: list[Mapping[str, float]] = []
     settings = SftConfig(batch_size=2, num_epochs=3)
     plan = sft_plan.plan([2], settings, 0)
     learner = sharding.wrap(tiny.model(), limits)
-    sft_loop.train(
-        learner, plan, tiny.shares(plan, EXAMPLES, 0, learner.rank, learner.world_size), settings, limits,
-        seed=0, start_step=0, report=lambda step, metrics: found.append(metrics), save=lambda step: time.sleep(saving_s),
+    figures = sft_loop.train(
+        learner, plan, tiny.shares(plan, EXAMPLES, start_step, learner.rank, learner.world_size), settings, limits,
+        seed=0, start_step=start_step, report=lambda step, metrics: found.append(metrics), save=lambda step: time.sleep(saving_s),
     )  # fmt: skip
-    return found
+    return found, figures
 
 
 def grpo(limits: TrainConfig) -> list[Mapping[str, float]]:
@@ -90,7 +96,7 @@ def test_grpo_s_utilisation_counts_the_old_policy_s_passes_on_later_minibatches_
 
 def test_the_seconds_of_a_step_are_idle_or_spent() -> None:
     with ranks.alone():
-        found = sft(TrainConfig(checkpoint_every=1), saving_s=0.03)
+        found, _ = trained(TrainConfig(checkpoint_every=1), saving_s=0.03)
         assert "time/checkpoint_s" not in found[0]  # the first was not written yet
         for metrics in found[1:]:
             parts = [metrics[f"time/{name}_s"] for name in ("idle", "update", "checkpoint")]
@@ -100,6 +106,14 @@ def test_the_seconds_of_a_step_are_idle_or_spent() -> None:
         assert sampled["time/idle_s"] >= sampled["time/sample_s"] - 1e-3
         parts = [sampled[f"time/{name}_s"] for name in ("idle", "update", "sync", "checkpoint")]
         assert sampled["time/step_s"] == pytest.approx(sum(parts))
+
+
+def test_the_last_checkpoint_is_a_figure_since_it_is_written_behind_the_last_line() -> None:
+    with ranks.alone():
+        found, figures = trained(TrainConfig(checkpoint_every=3), saving_s=0.03)
+        assert max(metrics.get("time/checkpoint_s", 0.0) for metrics in found) < 0.03  # none was due before the last
+        assert figures.keys() == {"time/last_checkpoint_s"} and figures["time/last_checkpoint_s"] >= 0.03
+        assert trained(TrainConfig(), start_step=3) == ([], {})  # all was done: nothing is written again
 
 
 def test_what_is_not_known_is_not_logged() -> None:
