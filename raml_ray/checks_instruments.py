@@ -118,11 +118,15 @@ def shorter(settings: ShorterConfig) -> None:
         )
     if len(set(settings.ways)) < len(settings.ways) or not (settings.ways or settings.summary_policy):
         raise ValueError(f"shorter.ways={list(settings.ways)}: name truncation, random or lhat, each once")
-    if "{problem}" not in settings.summary_instruction:
-        raise ValueError("shorter.summary_instruction has no {problem}: say where question and reasoning stand")
-    for name in ("summary_template", "summary_instruction", "summary_tokens"):
+    if not (settings.fractions or settings.summary_policy):
+        raise ValueError(
+            "shorter.fractions=[] leaves no length to shorten to: give shares, or set shorter.summary_policy"
+        )
+    if "{reasoning}" not in settings.summary_instruction:
+        raise ValueError("shorter.summary_instruction has no {reasoning}: say where the text to summarise stands")
+    for name, field in ShorterConfig.model_fields.items():
         value = getattr(settings, name)
-        if not settings.summary_policy and value != ShorterConfig.model_fields[name].default:
+        if name.startswith("summary_") and not settings.summary_policy and value != field.default:
             raise ValueError(
                 f"shorter.{name}={value!r} has no effect without shorter.summary_policy: set that, or leave it out"
             )

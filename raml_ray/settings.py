@@ -656,6 +656,8 @@ class AnswersConfig(Settings):
     min_p: float = Field(0.0, ge=0, le=1)
     max_tokens: int = Field(128, ge=1)
     """Tokens that are sampled, behind those that were given."""
+    stop: tuple[str, ...] = ()
+    """As generate.stop."""
     cut_text: str = "\n</think>\n\n**Final Answer**\n\\boxed{"
     """In modes and shorter: what is put behind thinking that was cut, to end it and ask for the answer. Of responses
     without `</think>` it is also where their thinking ends."""
@@ -684,23 +686,31 @@ class ShorterConfig(Settings):
     """Trajectories shortened to the same budgets (analyze.instrument=shorter)."""
 
     fractions: tuple[float, ...] = (0.25, 0.5, 0.75)
-    """Budgets, as shares of the tokens of each trajectory's thinking."""
+    """Budgets, as shares of the tokens of each trajectory's thinking; a summary's own length is one more."""
     ways: tuple[Literal["truncation", "random", "lhat"], ...] = ("truncation", "random", "lhat")
     """`truncation`: its first sentences; `random`: sentences deleted at random; `lhat`: first those whose absence raises
     L-hat of the right answer least."""
     num_samples: int = Field(4, ge=1)
     """Answers behind each shortened trajectory."""
     summary_policy: str = ""
-    """A second policy, a folder or fsspec URL, whose summaries of the thinking are a further way; empty leaves it out."""
+    """A second policy, as policy.path, whose summaries of the thinking are a further way; empty leaves it out."""
+    summary_draws: int = Field(1, ge=1)
+    """Summaries of each trajectory; they count alike."""
+    summary_temperature: float = Field(1.0, ge=0)
+    """At which summaries are sampled, from all tokens."""
     summary_template: Literal["chat", "plain"] = "chat"
     """Of summary_policy: as prompt.template."""
     summary_instruction: str = (
         "Below are a question and somebody's reasoning about it. Summarise the reasoning so that one could go on from it,"
-        " in as few words as you can. Do not say what the answer is.\n\n{problem}"
+        " in as few words as you can. Do not say what the answer is.\n\n{problem}\n\n{reasoning}"
     )
-    """Of summary_policy: `{problem}` is replaced by the question, an empty line and the reasoning."""
+    """Of summary_policy: its user turn; `{reasoning}` and, where it is there, `{problem}` are replaced."""
+    summary_reads: int = Field(0, ge=0)
+    """Most tokens of the reasoning that a summary is of, from its first one on, in summary_policy's tokens; 0 is all."""
     summary_tokens: int = Field(512, ge=1)
-    """Of summary_policy: most tokens of a summary, in its own tokens."""
+    """Most tokens of a summary, in summary_policy's tokens."""
+    summary_max_model_len: int = Field(0, ge=0)
+    """Of summary_policy: as engine.max_model_len, where that is not its own; 0 is that."""
 
 
 MINIATURE_RESULTS = "miniature"

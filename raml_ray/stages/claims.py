@@ -34,7 +34,9 @@ class Statement:
     breaks: str
     """The outcome that would speak against the paper."""
     command: str
-    """What brings the figures on the miniature; empty if nothing here does yet."""
+    """What brings the figures, on the miniature where that can."""
+    elsewhere: str = ""
+    """Where else they are to be had, if that has to be said."""
 
 
 POLICIES = "raml ablate miniature_policies"
@@ -207,7 +209,9 @@ STATEMENTS = (
         statistic="accuracy of answers from summaries that do not hold the answer, less half of that from whole trajectories",
         control="the same trajectories cut, and with sentences left out at random, to as many tokens",
         breaks="what is cut at random keeps as much, or summaries keep less than half",
-        command="",
+        command="raml run gsm8k_science policy.path=FOLDER shorter.summary_policy=FOLDER"
+        " steps.shorter.analyze.num_questions=40",
+        elsewhere="or `paper_fig11_budgets`; not on the miniature, of which no policy can summarise",
     ),
     Statement(
         id="pseudo-update-descends",
@@ -276,7 +280,7 @@ def page() -> str:
 
 def _listed() -> Iterator[str]:
     for statement in STATEMENTS:
-        command = f"`{statement.command}`" if statement.command else "nothing here yet: no step makes summaries"
+        command = f"`{statement.command}`" + (statement.elsewhere and f", {statement.elsewhere}")
         yield (
             f"## {statement.id}\n\n"
             f"**{statement.text}** (paper, {statement.source}).\n\n"

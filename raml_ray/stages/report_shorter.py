@@ -6,7 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
-from raml_ray.stages.instruments.shorter import LHAT, NONE, RANDOM, SUMMARY, TRUNCATION, WHOLE
+from raml_ray.stages import report_summaries
+from raml_ray.stages.instruments.shorter import AS_SUMMARY, LHAT, NONE, RANDOM, SUMMARY, TRUNCATION, WHOLE
 from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_figures import Figure, finished
 from raml_ray.stages.report_instruments import Shown
@@ -19,6 +20,12 @@ COLUMNS = {
     "lead_over_truncation": ("- truncation", 3),
     "accuracy_without_answer": ("accuracy where the answer is not left", 3),
     "leaked": ("answer is left, %", 0),
+}
+SET_COLUMNS = {
+    "questions": ("questions", 0),
+    "tokens": ("thinking tokens", 1),
+    "accuracy": ("accuracy", 3),
+    "solved": ("questions with a right answer", 3),
 }
 STYLES = {
     WHOLE: ("whole", "#555555", "*"),
@@ -33,27 +40,41 @@ STYLES = {
 
 def shown(run: Run) -> Shown:
     """The section of the steps that shortened trajectories."""
-    figures, tables = [], []
+    claims, figures, tables = [], [], []
     for step in run.of_instrument("shorter"):
         groups = {name: found for name, found in step.figures["groups"].items() if found["ways"]}
         for group, found in groups.items():
             tables.append(interval_table(f"{step.name}, {group} trajectories", COLUMNS, _listed(found["ways"])))
+        for name, of_set in step.figures["sets"].items():
+            listed = [(_named(way, AS_SUMMARY), of_set[way]) for way in STYLES if way in of_set]
+            tables.append(interval_table(f"{step.name}, {name}: correct and wrong trajectories", SET_COLUMNS, listed))
         tables.append(f'<p class="note">{_note(step)}</p>\n')
+        if step.figures["summaries"]:
+            claims.append(report_summaries.claim(step, run.config))
         if groups:
             figures.append(_figure(step, groups))
-    return Shown("Shorter trajectories", [], "".join(tables), figures)
+    return Shown("Shorter trajectories", claims, "".join(tables), figures)
 
 
 def _listed(ways: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """A row per budget and way, budgets together: ways are held against each other at the same tokens."""
-    rows = [(float(budget), way, found) for way in STYLES for budget, found in ways.get(way, {}).items()]
+    rows = [(budget, way, found) for way in STYLES for budget, found in ways.get(way, {}).items()]
     return [
-        (
-            STYLES[way][0] if way in (WHOLE, NONE) else f"{share:.0%}, {STYLES[way][0]}",
-            found | {"leaked": _percent(found)},
-        )
-        for share, way, found in sorted(rows, key=lambda row: -row[0])
+        (_named(way, budget), found | {"leaked": _percent(found)})
+        for budget, way, found in sorted(rows, key=lambda row: -_place(row[0]))
     ]
+
+
+def _place(budget: str) -> float:
+    """Behind all shares stands what is as long as its summary, whatever share that is."""
+    return -1.0 if budget == AS_SUMMARY else float(budget)
+
+
+def _named(way: str, budget: str) -> str:
+    name = STYLES[way][0]
+    if way in (WHOLE, NONE) or (way, budget) == (SUMMARY, AS_SUMMARY):
+        return name
+    return f"as long as the summary, {name}" if budget == AS_SUMMARY else f"{float(budget):.0%}, {name}"
 
 
 def _percent(found: Mapping[str, Any]) -> int:
@@ -78,7 +99,7 @@ def _summaries(step: StepResult) -> str:
     return (
         f"Of {found['asked']} summaries by {step.settings['shorter.summary_policy'].rstrip('/').rpartition('/')[2]},"
         f" {found['with_answer']} said an answer and were left out, {found['empty']} were empty, {found['rejected']} set aside,"
-        f" {found['used']} used; one that is shorter than its budget stays as short as it is."
+        f" {found['used']} used; one that is shorter than its share stays as short as it is."
     )
 
 
@@ -89,12 +110,13 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
     for axis, (group, found) in zip(axes, groups.items(), strict=True):
         for way, (label, colour, marker) in STYLES.items():
             curve = []
-            for one in found["ways"].get(way, {}).values():
+            for budget, one in found["ways"].get(way, {}).items():
                 if one["accuracy"]:
                     y, low, high = one["accuracy"].values()
                     error = [[max(y - low, 0)], [max(high - y, 0)]]
                     axis.errorbar(one["tokens"]["mean"], y, error, color=colour, marker=marker, capsize=2.5, ls="none")
-                    curve.append((one["tokens"]["mean"], y))
+                    if budget != AS_SUMMARY:  # of fewer trajectories: those with a summary
+                        curve.append((one["tokens"]["mean"], y))
                     drawn.append(point(group, way, one["tokens"]["mean"], [y, low, high]))
             axis.plot(
                 *zip(*sorted(curve), strict=True), color=colour, marker=marker, lw=1, label=label
@@ -106,7 +128,7 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
         )
         axis.yaxis.set_major_formatter(PercentFormatter(1))
     axes[0].set_ylabel("accuracy of answers behind it")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, loc="upper left")
     caption = (
         "Accuracy of answers sampled behind what is left of a trajectory's thinking. Whiskers: 95 % bootstrap intervals over"
         " questions."

@@ -9,14 +9,16 @@ import pytest
 from raml_ray import records
 from raml_ray.config import Config, ConfigError, Step, override
 from raml_ray.miniature import tokenizer as miniature
-from raml_ray.stages import context, needs, verify
+from raml_ray.settings import PromptConfig
+from raml_ray.stages import context, needs, report_summaries, verify
 from raml_ray.stages.instruments import chosen, interventions, modes, shorter, summaries
 from raml_ray.stages.instruments.answers import Answer
-from raml_ray.text import thinking
+from raml_ray.stages.report_outcomes import Claim
+from raml_ray.text import prompts, thinking
 from raml_ray.workers.answer_loss import answer_loss
 from tests.stages import contexts
 from tests.stages.test_analyze import row as made
-from tests.stages.test_instruments import TEXT, analyzed, panels, shown
+from tests.stages.test_instruments import TEXT, analyzed, finished, panels, shown
 from tests.stages.test_verify import oracle, verifying
 
 TOKENIZER = miniature.build()
@@ -24,7 +26,7 @@ CUT = "\n</think>\n\n**Final Answer**\n\\boxed{"
 
 
 def row(text: str = TEXT, **changes: Any) -> dict[str, Any]:
-    return made(text, forced=None, summary=None, extracted="16", policy_id="oracle@1") | changes
+    return made(text, forced=None, summaries=[], extracted="16", policy_id="oracle@1") | changes
 
 
 def text(token_ids: list[int]) -> str:
@@ -102,7 +104,7 @@ SENTENCES = "<think>\n _ 7 9\nWait _ 16\n _ 1\n</think>\n\n**Final Answer**\n\\b
 
 def test_ways_fill_the_same_budget_with_whole_sentences() -> None:
     config = override(Config(), {"shorter.ways": ["truncation", "random"], "shorter.fractions": [0.75]})
-    found = {one["way"]: one for one in shorter.Ways(TOKENIZER, config).of(row(SENTENCES, summary="7 and 9. Add."))}
+    found = {one["way"]: one for one in shorter.Ways(TOKENIZER, config).of(row(SENTENCES))}
     kept = {way: text(one["begun_token_ids"]).removesuffix(CUT) for way, one in found.items()}
     assert kept["whole"] == "<think>\n _ 7 9\nWait _ 16\n _ 1"
     assert kept["none"] == "<think>\n"
@@ -110,15 +112,34 @@ def test_ways_fill_the_same_budget_with_whole_sentences() -> None:
     assert kept["truncation"] == "<think>\n _ 7 9\nWait _ 16"
     # without one line of four, or without the one of three
     assert found.pop("random")["num_thinking"] in (7, 8)
-    assert [one["num_thinking"] for one in found.values()] == [11, 0, 8, 7]
-    # of the summary's two sentences the first has seven tokens, and both have twelve
-    assert kept["summary"] == "<think>\n7 and 9."
+    assert [one["num_thinking"] for one in found.values()] == [11, 0, 8]
     assert {way: one["holds_answer"] for way, one in found.items()} == {
         "whole": True,
         "none": False,
         "truncation": True,
-        "summary": False,
     }
+
+
+def test_a_summary_is_cut_to_the_budgets_and_every_way_to_the_length_of_each_summary() -> None:
+    config = override(Config(), {"shorter.ways": ["truncation"], "shorter.fractions": [0.75]})
+    summaries = ["7 and 9. Add.", None, "Add."]
+    found = list(shorter.Ways(TOKENIZER, config).of(row(SENTENCES, summaries=summaries)))
+    # Of the first summary's two sentences one has seven tokens, and both have twelve: with eight of eleven there is room
+    # for the one, and for all of the trajectory's eleven with twelve.
+    assert [(one["way"], one["budget"], one["draw"], one["num_thinking"]) for one in found] == [
+        ("whole", "1", 0, 11),
+        ("none", "0", 0, 0),
+        ("truncation", "0.75", 0, 8),
+        ("summary", "0.75", 0, 7),
+        ("summary", "summary", 0, 12),
+        ("truncation", "summary", 0, 11),
+        ("summary", "0.75", 2, 4),
+        ("summary", "summary", 2, 4),
+        ("truncation", "summary", 2, 4),
+    ]
+    kept = [text(one["begun_token_ids"]).removesuffix(CUT).removeprefix("<think>\n") for one in found]
+    assert kept[3:5] + kept[-2:] == ["7 and 9.", "7 and 9. Add.", "Add.", " _ 7 9"]
+    assert not found[3]["holds_answer"]
 
 
 def test_a_trajectory_that_does_not_think_cannot_be_shortened() -> None:
@@ -147,35 +168,131 @@ def test_sentences_without_which_the_answer_stays_likeliest_go_first(tmp_path: P
     assert text(found["begun_token_ids"]) == "<think>\n" + (first, second, third)[order[-1]].removesuffix("\n") + CUT
 
 
-def shortened(trajectory: str, question: str, way: str, fraction: float, tokens: int, *, leaks: bool) -> chosen.Row:
-    names = {"trajectory_id": trajectory, "question_id": question, "way": way, "fraction": fraction}
-    return names | {"num_thinking": tokens, "holds_answer": leaks}
+def shortened(
+    trajectory: str, question: str, way: str, budget: str, tokens: int, *, leaks: bool = False, draw: int = 0
+) -> chosen.Row:
+    names = {"trajectory_id": trajectory, "question_id": question, "group": "correct", "way": way, "budget": budget}
+    return names | {"draw": draw, "num_thinking": tokens, "holds_answer": leaks}
 
 
 def test_ways_are_held_against_truncation_at_the_same_budget() -> None:
     rows = [
-        shortened("s", "a", "truncation", 0.5, 10, leaks=False),
-        shortened("t", "b", "truncation", 0.5, 20, leaks=True),
-        shortened("s", "a", "random", 0.5, 8, leaks=False),
-        shortened("t", "b", "random", 0.5, 16, leaks=False),
-        shortened("t", "b", "random", 0.25, 4, leaks=False),
+        shortened("s", "a", "truncation", "0.5", 10),
+        shortened("t", "b", "truncation", "0.5", 20, leaks=True),
+        shortened("s", "a", "random", "0.5", 8),
+        shortened("t", "b", "random", "0.5", 16),
+        shortened("t", "b", "random", "0.25", 4),
     ]
-    answered = {"s/truncation_0.5": 0.5, "t/truncation_0.5": 1.0, "s/random_0.5": 0.25, "t/random_0.5": 0.25}
-    found = shorter.figures(rows, {key: Answer(value, 9) for key, value in answered.items()}, Config())
-    assert found["num"] == 2
-    cut, drawn = found["ways"]["truncation"]["0.5"], found["ways"]["random"]["0.5"]
+    accuracies = {"s/truncation_0.5_0": 0.5, "t/truncation_0.5_0": 1.0, "s/random_0.5_0": 0.25, "t/random_0.5_0": 0.25}
+    answers = {key: Answer(value, 9) for key, value in accuracies.items()}
+    found = shorter.figures(shorter.answered(rows, answers, {"s": "near", "t": "near"}), 0)
+    cut, drawn = found["truncation"]["0.5"], found["random"]["0.5"]
     assert (cut["accuracy"]["mean"], cut["tokens"]["mean"], cut["holds_answer"]) == (0.75, 15, 0.5)
     assert cut["accuracy_without_answer"]["mean"] == 0.5
     assert drawn["lead_over_truncation"]["mean"] == pytest.approx((-0.25 - 0.75) / 2)
     # behind it nothing was answered
-    assert set(found["ways"]["random"]) == {"0.5"}
+    assert set(found["random"]) == {"0.5"}
+
+
+def with_accuracy(accuracy: float | None, *names: Any, **more: Any) -> chosen.Row:
+    return shortened(*names, **more) | {"set": "near", "accuracy": accuracy}
+
+
+def test_a_set_is_solved_as_far_as_some_trajectory_is_answered_right_in_a_draw() -> None:
+    rows = [
+        with_accuracy(1.0, "s", "a", "whole", "1", 20),
+        with_accuracy(0.0, "t", "a", "whole", "1", 40),
+        with_accuracy(0.0, "u", "b", "whole", "1", 30),
+        with_accuracy(1.0, "s", "a", "summary", "summary", 6),
+        with_accuracy(0.0, "s", "a", "summary", "summary", 8, draw=1),
+        with_accuracy(None, "u", "b", "summary", "summary", 8),
+        with_accuracy(1.0, "u", "b", "summary", "0.5", 4),
+    ]
+    found = shorter.of_sets(rows, 0)["near"]
+    assert (found["whole"]["accuracy"]["mean"], found["whole"]["solved"]["mean"]) == (0.25, 0.5)
+    # a is solved in one of its two draws; b was not judged, and what is shorter than a summary is none
+    assert (found["summary"]["questions"], found["summary"]["solved"]["mean"]) == (1, 0.5)
+    assert found["summary"]["tokens"]["mean"] == pytest.approx((7 + 8) / 2)
+
+
+def claimed(tmp_path: Path, rows: list[chosen.Row]) -> Claim:
+    context = contexts.context(tmp_path / "run", Step(name="shorter", stage="analyze"))
+    context.folder.write_table(shorter.ANSWERED, records.table(rows, shorter.ANSWERED_ROW))
+    return report_summaries.claim(finished(context, {}), context.config)
+
+
+def test_most_of_the_accuracy_is_kept_where_summaries_keep_more_than_half_of_it(tmp_path: Path) -> None:
+    rows = []
+    for number in range(12):
+        q, s, t = f"q{number}", f"s{number}", f"t{number}"
+        rows += [
+            with_accuracy(1.0, s, q, "whole", "1", 40),
+            with_accuracy(0.5, t, q, "whole", "1", 40),
+            with_accuracy(1.0, s, q, "summary", "summary", 8),
+            with_accuracy(0.5, s, q, "summary", "summary", 9, draw=1),
+            # It holds the answer: neither it nor its trajectory counts.
+            with_accuracy(1.0, t, q, "summary", "summary", 9, leaks=True),
+            # Shorter than the summary is.
+            with_accuracy(0.0, s, q, "summary", "0.25", 4),
+            with_accuracy(0.25, s, q, "random", "summary", 8),
+            with_accuracy(0.0, s, q, "random", "summary", 9, draw=1),
+            with_accuracy(0.0, s, q, "random", "0.25", 4),
+            with_accuracy(1.0, s, q, "truncation", "summary", 8),
+            # Its answer could not be judged.
+            with_accuracy(None, s, q, "truncation", "summary", 9, draw=1),
+        ]
+    found = claimed(tmp_path, rows)
+    assert {one.comparison: one.difference and one.difference.mean for one in found.measurements} == {
+        # of a question, mean of 1 - 0.5 and 0.5 - 0.5
+        "summary - half of whole": 0.25,
+        # 1 - 1, and nothing
+        "summary - cut to as many tokens": 0.0,
+        # mean of 1 - 0.25 and 0.5 - 0
+        "summary - sentences left out at random to as many tokens": 0.625,
+    }
+    assert [one.decides for one in found.measurements] == [True, False, False]
+    assert (found.outcome, found.note) == ("holds", "")
+    assert found.measurements[0].num_questions == 12
+
+
+def test_a_claim_that_holds_says_where_chance_keeps_as_much_and_where_nothing_is_kept(tmp_path: Path) -> None:
+    def of(whole: float, summary: float, random: float | None, questions: int = 12) -> Claim:
+        rows = []
+        for number in range(questions):
+            ids = f"s{number}", f"q{number}"
+            rows.append(with_accuracy(whole, *ids, "whole", "1", 40))
+            rows.append(with_accuracy(summary, *ids, "summary", "summary", 8))
+            rows += [] if random is None else [with_accuracy(random, *ids, "random", "summary", 8)]
+        return claimed(tmp_path, rows)
+
+    kept = of(1.0, 0.75, 0.75)
+    assert kept.outcome == "holds" and "what is cut at random keeps as much" in kept.note
+    assert (of(1.0, 0.25, 0.0).outcome, of(1.0, 0.25, 0.0).note) == ("does not hold", "")
+    nothing = of(0.02, 0.02, 0.0)
+    assert nothing.outcome == "undecided" and "at or near zero on both sides" in nothing.note
+    few = of(1.0, 1.0, None, questions=9)
+    assert few.outcome == "undecided"
+    assert few.note == (
+        "questions with a summary that does not hold the answer: 9, fewer than 10: too few to decide; without its control:"
+        " shorter.ways does not name random"
+    )
 
 
 def test_summaries_that_say_an_answer_are_left_out_and_counted() -> None:
     rows = [row(trajectory_id=name) for name in "abcde"] + [row(trajectory_id="f", extracted="17")]
-    found = summaries.kept(rows, {"a": "add 7 and 9", "b": "so 16", "c": "", "d": "160", "f": "it is 17"})
-    assert found.texts == {"a": "add 7 and 9", "d": "160"}
-    assert found.figures == {"asked": 6, "rejected": 1, "empty": 1, "with_answer": 2, "used": 2}
+    drawn = {("a", 0): "so 16", ("a", 1): "add 7 and 9", ("b", 0): "so 16", ("c", 0): "", ("d", 0): "160"}
+    found = summaries.kept(rows, drawn | {("f", 1): "it is 17"}, 2)
+    assert found.texts == {("a", 1): "add 7 and 9", ("d", 0): "160"}
+    assert found.of_trajectory("a", 2) == [None, "add 7 and 9"]
+    assert found.figures == {"asked": 12, "rejected": 6, "empty": 1, "with_answer": 3, "used": 2}
+
+
+def test_a_summariser_is_given_the_reasoning_as_far_as_it_reads_and_the_question_where_it_is_asked_for() -> None:
+    # The question's own braces stay as they are.
+    asked = summaries.request("{problem}\n\n{reasoning}\n\n\nSummarise.", "What is {reasoning}?", "7 and 9")
+    assert asked == "What is {reasoning}?\n\n7 and 9\n\n\nSummarise."
+    assert summaries.beginning(TOKENIZER, "Wait _ 16", 2) == text(TOKENIZER("Wait _ 16")["input_ids"][:2])
+    assert [summaries.beginning(TOKENIZER, "Wait _ 16", num) for num in (0, 99)] == ["Wait _ 16"] * 2
 
 
 def continued(trajectory: str, answered: dict[str, float | None]) -> tuple[chosen.Row, dict[str, Answer]]:
@@ -239,6 +356,9 @@ def test_a_step_reads_and_asks_for_what_its_engines_need() -> None:
         ({"analyze.instrument": "modes", "prompt.thinking": False}, r"prompt\.thinking=false begins them all alike"),
         ({"shorter.fractions": [0.0]}, r"shorter\.fractions=\[0\.0\]: give shares above 0"),
         ({"shorter.fractions": [1.0]}, "the whole thinking is always beside"),
+        ({"shorter.fractions": []}, r"shorter\.fractions=\[\] leaves no length"),
+        ({"shorter.summary_draws": 4}, r"no effect without shorter\.summary_policy"),
+        ({"shorter.summary_instruction": "{problem}"}, r"summary_instruction has no \{reasoning\}"),
         ({"shorter.ways": []}, r"shorter\.ways=\[\]: name truncation"),
         ({"shorter.summary_tokens": 9}, r"no effect without shorter\.summary_policy"),
         ({"answers.num_engines": [2, 1]}, r"answers\.num_engines=\(2, 1\)"),
@@ -277,11 +397,17 @@ def test_engines_answer_behind_what_instruments_begin_and_the_page_shows_it(clus
     longest = max(len(each["prompt_token_ids"]) + each["forced"][0]["end"] for each in whole)
     tight = {"engine__max_model_len": longest, "data__max_rejected_fraction": 1.0, "shorter__num_samples": 1}
     second = {"shorter__summary_policy": contexts.policy(tmp_path / "second"), "shorter__summary_tokens": 4}
-    asked = {"shorter__summary_instruction": "{problem}"}
+    asked = {"shorter__summary_instruction": "{reasoning}", "shorter__summary_draws": 2, "shorter__summary_reads": 3}
     short = analyzed(root, "shorter", "verify", **tight, **second, **asked, **settings)
     assert short.figures["answers"]["rejected"] > 0
-    assert short.figures["summaries"]["asked"] == 4
+    assert short.figures["summaries"]["asked"] == 2 * 4
+    drawn = (short.folder / summaries.PART / "trajectories").read_tables("shard-", records.TRAJECTORY).to_pylist()
+    # Three tokens of the reasoning, and the second policy's own beginning of a turn.
+    empty = len(prompts.prompt_token_ids(TOKENIZER, "", PromptConfig()))
+    assert {len(each["prompt_token_ids"]) for each in drawn} == {empty + 3}
     assert "summaries by second" in shown(short).tables
+    (claim,) = shown(short).claims
+    assert (claim.id, claim.outcome) == ("summaries-keep-accuracy", "undecided")
     assert panels(shown(short)) == {"correct"}
     words = {"interventions__category": "calculation", "interventions__neutral": ["re: _"]}
     words |= {"interventions__num_samples": 2, "interventions__num_words": 1}

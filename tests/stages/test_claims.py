@@ -30,8 +30,7 @@ def test_the_page_of_claims_is_the_list_that_the_report_decides_by() -> None:
 def test_every_claim_has_an_id_of_its_own_and_is_asked_by_the_report() -> None:
     assert len(claims.BY_ID) == len(claims.STATEMENTS)
     code = "".join(path.read_text() for path in (ROOT / "raml_ray/stages").glob("report*.py"))
-    unasked = {one.id for one in claims.STATEMENTS if f'"{one.id}"' not in code}
-    assert unasked == {one.id for one in claims.STATEMENTS if not one.command} == {"summaries-keep-accuracy"}
+    assert [one.id for one in claims.STATEMENTS if f'"{one.id}"' not in code or not one.command] == []
 
 
 def swept(root: str, seeds: tuple[int, ...], **space: list[object]) -> tuple[Config, sweep.Sweep]:

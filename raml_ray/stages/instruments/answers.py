@@ -76,17 +76,18 @@ def sampled(context: Context, beginnings: Sequence[Begun], num_samples: int) -> 
     return Sampled(_answers(part), told)
 
 
-def texts(context: Context, questions: Sequence[Question], settings: GenerateConfig) -> dict[str, str]:
-    """One response to each question, by its id, unjudged; those that were set aside are left out."""
+def texts(context: Context, questions: Sequence[Question], settings: GenerateConfig) -> dict[tuple[str, int], str]:
+    """The responses to each question, by its id and their number, unjudged; those that were set aside are left out."""
     rollouts.sample(context, Found(list(questions), [], []), settings, shard_questions=SHARD_QUESTIONS)
     shards = context.folder / "trajectories"
-    tables = [shards.read_table(name, ["question_id", "text"]) for name in shards.names("shard-", ".parquet")]
-    return {row["question_id"]: row["text"] for table in tables for row in table.to_pylist()}
+    columns = ["question_id", "sample_index", "text"]
+    tables = [shards.read_table(name, columns) for name in shards.names("shard-", ".parquet")]
+    return {(row["question_id"], row["sample_index"]): row["text"] for table in tables for row in table.to_pylist()}
 
 
 def sampling(answers: AnswersConfig, num_samples: int) -> GenerateConfig:
     """How answers are drawn, as the settings of a sampling stage."""
-    same = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "num_engines")
+    same = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop", "num_engines")
     return GenerateConfig(num_samples=num_samples, **{name: getattr(answers, name) for name in same})
 
 

@@ -74,7 +74,7 @@ class Measured(NamedTuple):
 def trajectories(context: Context, domain_of: Callable[[Question], str] = lambda question: "") -> list[dict[str, Any]]:
     """Of each question the first correct and the first wrong trajectories, in the order of their samples, as CHOSEN.
 
-    analyze.num_questions are taken of each domain, which rows have as a further entry `domain`.
+    analyze.num_questions are taken of each domain, which rows have as a further entry `domain`, as they have `source`.
 
     Raises: ConfigError if there is none.
     """
@@ -93,7 +93,8 @@ def trajectories(context: Context, domain_of: Callable[[Question], str] = lambda
         if counts[verdict] == wanted[verdict]:
             continue
         counts[verdict] += 1
-        chosen.append(row | {"problem": question.problem, "answer": question.answer, "domain": domain})
+        asked = {"problem": question.problem, "answer": question.answer, "source": question.source}
+        chosen.append(row | asked | {"domain": domain})
     if not chosen:
         raise _nothing(context)
     return chosen
