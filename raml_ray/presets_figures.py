@@ -106,6 +106,39 @@ def _community() -> PaperPreset:
     return _preset("fig4", "Published policies on AIME24 (Fig. 4)", COMMUNITY["qwen_base"], steps, *paths, *asked)
 
 
+SUMMARISED = (
+    *stated("4.2, Fig. 11", analyze__instrument="shorter", shorter__summary_policy="Qwen/Qwen2.5-32B-Instruct"),
+    *stated("4.2: four summaries of each trajectory", shorter__summary_draws=4),
+    *stated(
+        "the released notebook",
+        shorter__summary_temperature=1.0,
+        shorter__summary_instruction=paper_prompts.SUMMARY_INSTRUCTION,
+        shorter__summary_reads=24576,
+        shorter__summary_tokens=8192,
+        answers__temperature=0.0,
+        answers__max_tokens=20,
+        answers__stop=["}"],
+        answers__cut_text=paper_prompts.FORCED_ANSWER,
+    ),
+    *stated("Fig. 11: 16 samples", analyze__num_correct=16, analyze__num_wrong=16),
+    *unstated("every question of the three sets, of which one has 42 or 45", analyze__num_questions=30 + 134 + 45),
+    *unstated(
+        "the notebook asks the summariser by QwQ's template, which opens a thought: here by its own",
+        shorter__summary_template="chat",
+    ),
+    *unstated(
+        "the summariser's window: beside all that it reads a summary has up to 100 tokens fewer than 8192",
+        shorter__summary_max_model_len=32768,
+    ),
+    *unstated("greedy: one answer says all", shorter__num_samples=1),
+    *unstated("the paper takes summaries whole, and cuts thinking by numbers of tokens", shorter__fractions=[]),
+    *unstated("controls of as many tokens as each summary; the paper has none", shorter__ways=["truncation", "random"]),
+    *unstated("a matter of machines", answers__num_engines=[1, 4]),
+)
+"""Answers behind summaries of the trajectories that think. Those without an answer that can be read are not summarised, and
+summaries that say an answer are left out; the paper forbids the latter in the prompt alone."""
+
+
 def _budgets() -> PaperPreset:
     forced = stated("Fig. 11", evaluate__budget_text=paper_prompts.FORCED_ANSWER)
     room = unstated(
@@ -120,6 +153,7 @@ def _budgets() -> PaperPreset:
     }
     steps = tuple(Step(name=f"evaluate_{mode}", stage="evaluate") for mode in modes)
     own = [choice for mode, chosen in modes.items() for choice in within(f"evaluate_{mode}", chosen)]
+    summarised = Step(name="shorter_thinking", stage="analyze", data=("evaluate_thinking",))
     sets = {"aime24": "paper:aime24", "math500_level5": "paper:math500-level5"}
     sets |= {"livemathbench_hard_en": "paper:livemathbench-hard-en"}
     asked = (
@@ -129,7 +163,8 @@ def _budgets() -> PaperPreset:
         *room,
         *unstated("a matter of machines", evaluate__num_engines=[1, 4], engine__max_model_len=38912),
     )
-    return _preset("fig11", "Qwen3-32B with less thinking (Fig. 11, without the summaries)", QWEN3, steps, *own, *asked)
+    own += within(summarised.name, SUMMARISED)
+    return _preset("fig11", "Qwen3-32B with less thinking (Fig. 11)", QWEN3, (*steps, summarised), *own, *asked)
 
 
 NO_THINKING_QWQ = stated("3.3", prompt__response_prefix=paper_prompts.NO_THINKING_PREFIX)

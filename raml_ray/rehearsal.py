@@ -20,10 +20,15 @@ PROMPT_TOKENS = 1536
 """Prompts cannot be shortened: room for them, in tokens that are hardly more than bytes."""
 RESPONSES = (
     *("generate.max_tokens", "evaluate.max_tokens", "evaluate.thinking_budget", "grpo.max_tokens"),
-    "grpo.overlong_tokens",
+    *("grpo.overlong_tokens", "shorter.summary_reads", "shorter.summary_tokens"),
 )
-WHOLE = ("sft.max_length", "engine.max_model_len", "train.max_tokens_per_micro_batch")
+WHOLE = (
+    *("sft.max_length", "engine.max_model_len", "train.max_tokens_per_micro_batch"),
+    "shorter.summary_max_model_len",
+)
 """Lengths of prompt and response together."""
+SECOND = "shorter.summary_policy"
+"""A second policy, which is the first one's twin here; without one nothing is said of it."""
 MOST = {
     "data.limit": 4,
     "generate.num_samples": 2,
@@ -34,6 +39,7 @@ MOST = {
     "analyze.num_questions": 1,
     "analyze.num_correct": 1,
     "landscape.num_points": 3,
+    "shorter.summary_draws": 2,
 }
 HERE: dict[str, Any] = {
     "sft.max_steps": 2,
@@ -47,6 +53,7 @@ HERE: dict[str, Any] = {
     "engine.dtype": "float32",
     "engine.enforce_eager": True,
     "engine.kv_cache_gib": 0.25,
+    "answers.num_engines": 1,
     "generate.num_engines": 1,
     "evaluate.num_engines": 1,
     "grpo.num_engines": 1,
@@ -85,37 +92,49 @@ def rehearsed(config: Config) -> Config:
     """The configuration as it runs here, in a run of its own that starts with a policy of random weights."""
     steps = [Step(name="base", stage="base", overrides=dict(BASE))]
     sampled = {step.name for step in config.steps if step.stage == "generate" and not _is_import(config, step)}
-    if sampled:
+    evaluated = {step.name for step in config.steps if step.stage == "evaluate"}
+    looked_at = {name for step in config.steps if step.stage == "analyze" for name in step.data} & evaluated
+    if sampled or looked_at:
         steps.append(Step(name="texts", stage="generate", overrides=dict(TEXTS)))
+    if looked_at:
+        steps.append(Step(name="verify_texts", stage="verify", data=("texts",)))
+    second = str(Path(config.root).absolute() / f"rehearsal_{config.name}" / "base" / "policy")
     for step in config.steps:
         more = ("texts",) if step.stage == "verify" and sampled & set(step.data) else ()
+        if step.stage == "analyze" and looked_at & set(step.data):
+            more = ("verify_texts",)
         needs_one = step.stage in ("sft", "grpo", "evaluate", "analyze") or step.name in sampled
         changes = {
             "policy": step.policy or ("base" if needs_one else ""),
             "data": (*step.data, *more),
-            "overrides": _small(step.overrides),
+            "overrides": _small(step.overrides, second),
         }
         steps.append(step.model_copy(update=changes))
     whole = config.model_copy(update={"steps": tuple(steps)})
     there = {name: value for name, value in flatten(config).items() if "." in name}
     mirror = str(Path(config.root).absolute() / MIRROR)
     own = {"name": f"rehearsal_{config.name}", "policy.path": "", "data.mirror": mirror, "data.revisions": {}}
-    return override(whole, _small(there) | HERE | own)
+    return override(whole, _small(there, second) | HERE | own)
 
 
 def _is_import(config: Config, step: Step) -> bool:
     return config.for_step(step.name).generate.source == "import"
 
 
-def _small(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of these settings those that a rehearsal changes or leaves: without policies, which are made here."""
+def _small(settings: Mapping[str, Any], second: str) -> dict[str, Any]:
+    """Of these settings those that a rehearsal changes or leaves: without policies, which are made here, `second` for one
+    that is named beside the step's own."""
     found = {}
     for name, value in settings.items():
         if name in ("policy.path", "policy.revision") or (name in HERE and name not in MOST):
             continue
+        if name.startswith(SECOND.removesuffix("policy")) and not settings.get(SECOND):
+            continue
+        if name == SECOND:
+            value = second
         if name in RESPONSES and value:
             value = max(value // FACTOR, 8)
-        elif name in WHOLE:
+        elif name in WHOLE and value:
             value = value // FACTOR + PROMPT_TOKENS
         elif name in MOST:
             value = min(value, MOST[name]) if value else MOST[name]

@@ -50,7 +50,7 @@ def paper() -> Reproduction:
         "paper_fig4_community": "Fig. 4",
         "paper_fig5_modes": "Figs. 5 and 13",
         "paper_fig6_words": "Fig. 6",
-        "paper_fig11_budgets": "Fig. 11, without the summaries",
+        "paper_fig11_budgets": "Fig. 11",
         "paper_fig14_qwen3": "Figs. 14 and 16",
         "paper_fig15_modes": "Fig. 15",
     }

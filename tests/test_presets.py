@@ -134,6 +134,11 @@ def test_presets_of_one_run_agree_on_the_steps_that_they_share() -> None:
         ("paper_fig5_modes", "qwq_direct", {"prompt.response_prefix": paper_prompts.NO_THINKING_PREFIX}),
         ("paper_fig7_domains", "evaluate_base_gpqa", {"data.answers": "choice"}),
         ("paper_fig11_budgets", "evaluate_budget_4096", {"evaluate.thinking_budget": 4096, "evaluate.k": 16}),
+        (
+            "paper_fig11_budgets",
+            "shorter_thinking",
+            {"shorter.summary_draws": 4, "shorter.summary_reads": 24576, "answers.temperature": 0, "seed": 42},
+        ),
         ("paper_fig15_modes", "qwen3_direct", {"prompt.thinking": False}),
     ],
 )

@@ -12,7 +12,7 @@ from raml_ray.stages import sources, sweep
 from raml_ray.text import known_sets
 
 MAY_CHANGE = {*rehearsal.RESPONSES, *rehearsal.WHOLE, *rehearsal.MOST, *rehearsal.HERE} | {
-    *("name", "steps", "policy.path", "data.mirror", "evaluate.num_samples")
+    *("name", "steps", "policy.path", "data.mirror", "evaluate.num_samples", rehearsal.SECOND)
 }
 
 
@@ -35,6 +35,18 @@ def test_lengths_are_divided_by_one_number_and_prompts_keep_their_room() -> None
     assert sft.sft.max_length == 19456 // 64 + rehearsal.PROMPT_TOKENS
     assert (zero.grpo.learning_rate, zero.grpo.num_trajectories, zero.train.beta2) == (1e-6, 16, 0.999)
     assert (asked.evaluate.k, asked.evaluate.num_samples, asked.evaluate.published) == (8, 8, "grpo_cold")
+
+
+def test_a_second_policy_is_the_one_that_is_made_here_and_reads_and_writes_as_much_less() -> None:
+    small = rehearsal.rehearsed(override(presets.by_name("paper_fig11_budgets"), {"root": "/shared"}))
+    step, base = small.for_step("shorter_thinking"), small.step("base")
+    assert step.shorter.summary_policy == f"/shared/{small.name}/{base.name}/policy"
+    assert (step.shorter.summary_reads, step.shorter.summary_tokens) == (24576 // 64, 8192 // 64)
+    assert step.shorter.summary_max_model_len == 32768 // 64 + rehearsal.PROMPT_TOKENS
+    assert (step.shorter.summary_draws, step.answers.max_tokens) == (2, 20)
+    # A policy of random weights answers nothing that can be read, so that no trajectory of its own is looked at.
+    assert small.step("shorter_thinking").data == ("evaluate_thinking", "verify_texts")
+    assert small.step("verify_texts").data == ("texts",) and small.for_step("texts").generate.source == "import"
 
 
 def test_a_sweep_keeps_what_it_searches_over() -> None:

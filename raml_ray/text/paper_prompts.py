@@ -55,6 +55,13 @@ CODE_INSTRUCTION = (
 )
 """LiveCodeBench (the released evaluation config): a task whose tests the program has to pass."""
 
+SUMMARY_INSTRUCTION = (
+    "{reasoning}\n\n\nSummarise the reasoning above without saying what it concludes or what the answer is. Write English"
+    " alone."
+)
+"""Summaries of trajectories (4.2, the released notebook): the trajectory, three line breaks and the request. For
+`shorter.summary_instruction`."""
+
 NO_THINKING_PREFIX = "Therefore, after all this, I believe the answer is"
 """What QwQ-32B is made to begin with where it is not to think (3.3): its template has opened the think block, and
 nothing closes it. For `prompt.response_prefix`."""
