@@ -1,5 +1,6 @@
 """Where a sweep may end trials that are behind, and where that would spoil what it is to show."""
 
+from raml_ray import recipes
 from raml_ray.config import ConfigError
 from raml_ray.settings import AblateConfig
 from raml_ray.stages.sweep import Sweep
@@ -10,7 +11,6 @@ NO_COMPARISON = {
     "seed": "the seeds that learn slowly would be ended, and a mean over seeds be one over lucky ones",
     "grpo.reward": "it decides what the reward is",
     "grpo.layout": "it decides what the reward is",
-    "grpo.overlong_tokens": "it decides what the reward is",
     "grpo.temperature": "rewards at another temperature are of other responses",
     "grpo.max_tokens": "rewards of responses that are cut elsewhere are other rewards",
     "grpo.num_steps": "the longer run is the same run until the shorter one ends",
@@ -24,6 +24,7 @@ def check(sweep: Sweep, settings: AblateConfig) -> None:
     """
     if settings.scheduler != "asha":
         return
+    rewards = set()
     for trial in sweep.trials:
         for name in trial.values:
             setting = ".".join(name.split(".")[2:]) if name.startswith("steps.") else name
@@ -38,3 +39,11 @@ def check(sweep: Sweep, settings: AblateConfig) -> None:
                 f"ablate.scheduler=asha compares {settings.metric}, and trial {trial.name} has {len(own)} GRPO steps of its"
                 " own, not one: set ablate.scheduler=none, or vary what reaches one alone"
             )
+        recipe = recipes.of(sweep.config.for_step(own[0]).grpo)
+        rewards.add((recipe.max_refills, recipe.overlong_tokens))
+    if len(rewards) > 1:
+        raise ConfigError(
+            "ablate.scheduler=asha over rewards of different responses: the trials' grpo.max_refills and"
+            f" grpo.overlong_tokens, which grpo.loss decides where they are not set, are {sorted(rewards)}; set both, or"
+            " ablate.scheduler=none"
+        )

@@ -24,6 +24,9 @@ def zero_grpo(space: dict[str, list[object]]) -> sweep.Sweep:
         ({"seed": [1, 2]}, "over seed: the seeds that learn slowly would be ended"),
         ({"grpo.reward": ["correct", "paper"]}, r"over grpo\.reward: it decides what the reward is"),
         ({"steps.grpo_zero.grpo.temperature": [0.7, 1.0]}, "are of other responses"),
+        ({"grpo.overlong_tokens": [0, 8]}, r"of different responses: .* are \[\(0, 0\), \(0, 8\)\]"),
+        # DAPO takes a fifth of 96 tokens, and asks others in the place of questions that are all right or all wrong.
+        ({"grpo.loss": ["grpo", "dapo"]}, r"are \[\(0, 0\), \(3, 19\)\]"),
         ({"data.limit": [8, 16]}, r"over data\.limit: it decides which questions"),
         ({"evaluate.k": [4, 8]}, "has 0 GRPO steps of its own, not one"),
     ],
@@ -43,6 +46,10 @@ def test_two_grpo_steps_in_a_trial_are_one_too_many() -> None:
 
 def test_a_learning_rate_may_be_searched_with_early_stopping() -> None:
     early_stopping.check(zero_grpo({"grpo.learning_rate": [1e-4, 1e-3]}), ASHA)
+
+
+def test_losses_of_one_reward_may_be_searched_with_early_stopping() -> None:
+    early_stopping.check(zero_grpo({"grpo.loss": ["grpo", "gspo"]}), ASHA)
 
 
 def test_the_trial_that_is_behind_at_a_rung_is_ended_and_the_first_goes_on() -> None:
