@@ -7,6 +7,7 @@ needed for this stands in the steps' folders: Tune's own state is never read bac
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,6 +107,8 @@ def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
         "steps": {name: sweep.own(trial) for name, trial in trials.items()},
         "values": {name: trial.values for name, trial in trials.items()},
     }
+    # On Ctrl-C Tune's own handler returns, as if its scheduler had ended all trials that are not through.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     results = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, payload=payload), {"CPU": TRIAL_CPUS}),
         param_space={"trial": tune.grid_search(list(trials))},
