@@ -131,6 +131,6 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
     axes[0].legend(fontsize=8, loc="upper left")
     caption = (
         "Accuracy of answers sampled behind what is left of a trajectory's thinking. Whiskers: 95 % bootstrap intervals over"
-        " questions."
+        " questions. Points beside the lines are as long as a summary."
     )
     return finished(f"shorter_{step.name}", f"Shortened trajectories ({step.name})", caption, canvas, drawn)
