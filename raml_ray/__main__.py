@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import webbrowser
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -180,7 +181,10 @@ def ablate(config: Config, *, dry_run: bool = False) -> int:
 
     found = sweep.expanded(config, config.ablate.space)
     if dry_run:
-        lines = [f"shared: {' '.join(found.shared())}"]
+        counts = Counter(step.stage for step in found.config.steps)
+        of_stages = ", ".join(f"{counts[stage]} {stage}" for stage in STAGES if counts[stage])
+        lines = [f"{len(found.trials)} trials, {counts.total()} steps: {of_stages}"]
+        lines += [f"shared: {' '.join(found.shared())}"]
         lines += [f"{trial.name}: {' '.join(found.own(trial))}" for trial in found.trials]
         sys.stdout.write("\n".join(lines) + "\n")
         return 0

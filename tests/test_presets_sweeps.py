@@ -3,6 +3,7 @@
 import pytest
 
 from raml_ray import presets
+from raml_ray.__main__ import main
 from raml_ray.stages import sweep
 
 SWEEPS = [name for name, make in presets.PRESETS.items() if name.startswith("miniature") and make().ablate.space]
@@ -42,6 +43,15 @@ def test_every_trial_has_its_training_and_what_trials_share_is_made_once(
     assert len(found.trials) == num_trials
     assert (trained(found, "sft"), trained(found, "grpo"), trained(found, "evaluate")) == (sft, grpo, evaluate)
     assert trained(found, "base") == len({trial.values["seed"] for trial in found.trials})
+
+
+def test_a_dry_run_says_how_many_steps_of_each_stage_a_sweep_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "miniature_length", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "9 trials, 28 steps: 3 base, 3 generate, 3 verify, 9 sft, 9 evaluate, 1 report",
+        "shared: base_seed_1 teacher_seed_1 verify_seed_1 base_seed_2 teacher_seed_2 verify_seed_2"
+        " base_seed_3 teacher_seed_3 verify_seed_3",
+    ]
 
 
 def test_every_shipped_sweep_is_in_the_table_above() -> None:
