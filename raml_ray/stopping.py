@@ -40,11 +40,12 @@ def on_sigterm(patience_s: float) -> Iterator[None]:
         return
     timer = threading.Timer(patience_s, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
-    is_told = False
+    is_told = is_left = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal is_told
+        nonlocal is_told, is_left
         if _asked is None or is_told:
+            is_left = True
             raise Stopped
         is_told = True
         logger.warning("SIGTERM: a checkpoint at the step's end, or the end after %g s", patience_s)
@@ -55,6 +56,10 @@ def on_sigterm(patience_s: float) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit:
+        if is_left:  # `ray.get` makes a status of its own of it
+            raise Stopped from None
+        raise
     finally:
         timer.cancel()
         signal.signal(signal.SIGTERM, before)

@@ -25,6 +25,17 @@ def test_where_no_learner_trains_the_run_is_left_at_once_with_143() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_library_that_leaves_in_its_own_way_when_it_meets_the_signal_still_leaves_with_143() -> None:
+    with pytest.raises(stopping.Stopped), stopping.on_sigterm(patience_s=30):
+        try:
+            terminate()
+        except SystemExit:
+            raise SystemExit(1) from None  # as `ray.get` does
+    with pytest.raises(SystemExit) as left, stopping.on_sigterm(patience_s=30):
+        raise SystemExit(1)
+    assert left.value.code == 1
+
+
 def test_learners_are_told_and_a_second_signal_leaves(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()  # of an attempt before
     with (
