@@ -13,6 +13,7 @@ from pathlib import Path
 
 from raml_ray import __version__, environment, on_cluster, presets, rehearsal, reproductions, showing
 from raml_ray.config import STAGES, Config, ConfigError, Stage, dump, override
+from raml_ray.redacted import without_secrets
 
 logger = logging.getLogger("raml_ray")
 
@@ -90,12 +91,21 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry-run", action="store_true", help="print the steps and stop")
 
 
+class _WithoutSecrets(logging.Formatter):
+    """Lines without the passwords that addresses in them carry."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 2 for a setting to correct, 1 for a step that failed, 130 after Ctrl-C.
 
     Raises: SystemExit(143) after SIGTERM.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_WithoutSecrets("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger("raml_ray").setLevel(logging.INFO)
     words = parser()
     options, late = words.parse_known_args(arguments)
@@ -106,14 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _command(options)
     except ConfigError as error:
-        sys.stderr.write(f"raml: {error}\n")
+        sys.stderr.write(f"raml: {without_secrets(str(error))}\n")
         return 2
     except KeyboardInterrupt:
         return 130
     except (ValueError, RuntimeError, OSError) as error:
         # Said plainly; where it happened stands in the step's failure.txt.
         logging.getLogger(__name__).debug("", exc_info=True)
-        sys.stderr.write(f"raml: {type(error).__name__}: {error}\n")
+        sys.stderr.write(f"raml: {type(error).__name__}: {without_secrets(str(error))}\n")
         return 1
 
 

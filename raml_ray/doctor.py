@@ -252,7 +252,8 @@ def _ray() -> Iterator[Finding]:
 
 
 def _tracking() -> Finding:
-    from raml_ray.provenance import tracking_uri, without_secrets
+    from raml_ray.provenance import tracking_uri
+    from raml_ray.redacted import without_secrets
 
     uri = tracking_uri(Config())
     if uri is None:

@@ -1,4 +1,4 @@
-"""Where a result comes from and where it is told: commit, versions, folder, tracking. And what must not be shown."""
+"""Where a result comes from and where it is told: commit, versions, folder, tracking."""
 
 import logging
 import os
@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from raml_ray.config import Config
+from raml_ray.redacted import without_secrets
 from raml_ray.storage import Folder, absolute, is_url
 
 logger = logging.getLogger(__name__)
@@ -52,11 +53,6 @@ def identity_of(folder: Folder) -> str:
     if not folder.exists(IDENTITY):
         folder.write_json(IDENTITY, {"folder": uuid.uuid4().hex})
     return str(folder.read_json(IDENTITY)["folder"])
-
-
-def without_secrets(text: str) -> str:
-    """The text without the user names and passwords that URLs in it carry."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
 
 
 def mlflow_name(text: str) -> str:

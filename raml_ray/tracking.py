@@ -17,7 +17,8 @@ import fsspec
 
 from raml_ray.config import Config, dump, fingerprint, flatten
 from raml_ray.metrics_file import MetricsTail, progress_table
-from raml_ray.provenance import git_revision, identity_of, mlflow_name, tracking_uri, version_tags, without_secrets
+from raml_ray.provenance import git_revision, identity_of, mlflow_name, tracking_uri, version_tags
+from raml_ray.redacted import without_secrets
 from raml_ray.storage import Folder, absolute, is_url
 from raml_ray.tracking_commands import Finish, Start, Status, TrialPlace
 

@@ -6,7 +6,8 @@ import sys
 
 from raml_ray import storage
 from raml_ray.config import Config, ConfigError
-from raml_ray.provenance import tracking_uri, without_secrets
+from raml_ray.provenance import tracking_uri
+from raml_ray.redacted import without_secrets
 
 
 def serve(config: Config, port: int) -> int:

@@ -166,6 +166,13 @@ def test_the_command_line_answers_a_typo_with_status_2_and_the_nearest_name() ->
     assert done.stderr == "raml: no setting 'grpo.num_update'; did you mean 'grpo.num_updated'?\n"
 
 
+def test_a_password_in_an_address_is_in_no_error() -> None:
+    done = raml("generate", "gsm8k", "data.path=https://someone:canary-4711@127.0.0.1:1/questions.jsonl")
+    assert done.returncode == 2
+    assert "https://***@127.0.0.1:1/questions.jsonl" in done.stderr
+    assert "canary-4711" not in done.stderr + done.stdout
+
+
 def test_words_may_come_after_options() -> None:
     assert raml("run", "smoke", "--dry-run", "seed=1").returncode == 0
     assert raml("run", "smoke", "--dry-run", "--sed").returncode == 2

@@ -19,7 +19,7 @@ from ray import tune
 from raml_ray import cluster, stopping, storage
 from raml_ray.config import Config, ConfigError, dump, fingerprint, load
 from raml_ray.metrics_file import MetricsTail
-from raml_ray.provenance import without_secrets
+from raml_ray.redacted import without_secrets
 from raml_ray.settings import AblateConfig
 from raml_ray.stages import early_stopping, learners, pipeline
 from raml_ray.stages.needs import asked as needs_of

@@ -10,7 +10,8 @@ from typing import Any
 from raml_ray import cluster, stopping, storage
 from raml_ray.config import Config, ConfigError, Stage, Step, dump, fingerprint, flatten, override
 from raml_ray.memory import PeakMemory
-from raml_ray.provenance import version_tags, versions, without_secrets
+from raml_ray.provenance import version_tags, versions
+from raml_ray.redacted import without_secrets
 from raml_ray.stages import inputs as outside
 from raml_ray.stages import progress
 from raml_ray.stages.context import Context, Outcome, changes, manifest, narrowed

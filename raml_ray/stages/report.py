@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 
 from raml_ray.config import Config, dump, fingerprint
-from raml_ray.provenance import git_revision, without_secrets
+from raml_ray.provenance import git_revision
+from raml_ray.redacted import without_secrets
 from raml_ray.stages import report_outer_gradient, report_thinking
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.report_claims import claims, is_near_zero

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from raml_ray.config import dump
 from raml_ray.formulas.metrics import Interval
-from raml_ray.provenance import without_secrets
+from raml_ray.redacted import without_secrets
 from raml_ray.stages.claims import STATEMENTS
 from raml_ray.stages.report_claims import is_near_zero
 from raml_ray.stages.report_data import Run
