@@ -33,7 +33,7 @@ ON_ONE_MACHINE = {
 SPREAD = (
     "generate.num_engines=2 grpo.num_engines=2 engine.cpus_per_engine=1 evaluate.num_engines=2"
     " train.num_workers=2 train.cpus_per_worker=1 train.placement=spread train.checkpoint_every=1"
-    " grpo.num_steps=4 generate.shard_questions=1 base.num_steps=3"
+    " grpo.num_steps=4 base.num_steps=3 generate.shard_questions=1 generate.num_samples=256"
     ' evaluate.sets=\'{"in_domain":"miniature:in_domain"}\''
 )
 DEATH_IS_SEEN = {"period_ms": "1000", "timeout_ms": "5000", "failure_threshold": "3"}
