@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -106,6 +106,7 @@ def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
         "folder": folder.path,
         "steps": {name: sweep.own(trial) for name, trial in trials.items()},
         "values": {name: trial.values for name, trial in trials.items()},
+        "compared": "" if settings.scheduler == "none" else settings.metric,
     }
     # On Ctrl-C Tune's own handler returns, as if its scheduler had ended all trials that are not through.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -201,13 +202,20 @@ def _trial(point: Mapping[str, Any], *, payload: Mapping[str, Any]) -> None:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    told = 0
-    for row in _rows_while(thread, [folder / step for step in steps]):
-        told += 1
-        tune.report({**row, STEP: told})
+    for row in _told(_rows_while(thread, [folder / step for step in steps]), payload["compared"]):
+        tune.report(row)
     if error:
         raise error[0]
-    tune.report({STEP: told + 1, "done_steps": len(steps)})
+    if not payload["compared"]:
+        tune.report({"done_steps": len(steps)})
+
+
+def _told(rows: Iterable[Mapping[str, float]], compared: str) -> Iterator[dict[str, float]]:
+    """The lines with their numbers; where trials are compared by a metric those that hold it: Tune ends the sweep over any
+    other, and a trial's evaluation writes lines too."""
+    held = (row for row in rows if not compared or compared in row)
+    for number, row in enumerate(held, 1):
+        yield {**row, STEP: number}
 
 
 def _rows_while(thread: threading.Thread, folders: Sequence[Folder]) -> Iterator[dict[str, float]]:

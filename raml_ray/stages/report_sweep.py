@@ -72,7 +72,8 @@ def _grid(run: Run, folder: Folder, grid: str, trials: Sequence[Mapping[str, Any
 
 def _status(folder: Folder, trial: str) -> str:
     place = folder / "trials" / trial
-    return str(place.read_json("result.json")["status"]) if place.exists("result.json") else "not run"
+    status = str(place.read_json("result.json")["status"]) if place.exists("result.json") else "not run"
+    return "ended early by ablate.scheduler" if status == "stopped" else status
 
 
 def _cells(

@@ -52,6 +52,15 @@ def test_losses_of_one_reward_may_be_searched_with_early_stopping() -> None:
     early_stopping.check(zero_grpo({"grpo.loss": ["grpo", "gspo"]}), ASHA)
 
 
+def test_tune_is_told_the_lines_that_hold_what_trials_are_compared_by_and_no_other() -> None:
+    lines = [{"grpo/reward": 0.5}, {"progress/rows": 4.0}, {"grpo/reward": 0.25}]
+    assert list(ablate._told(lines, "grpo/reward")) == [
+        {"grpo/reward": 0.5, ablate.STEP: 1},
+        {"grpo/reward": 0.25, ablate.STEP: 2},
+    ]
+    assert [line[ablate.STEP] for line in ablate._told(lines, "")] == [1, 2, 3]
+
+
 def test_the_trial_that_is_behind_at_a_rung_is_ended_and_the_first_goes_on() -> None:
     scheduler = ablate._scheduler(ASHA)
     assert scheduler is not None
