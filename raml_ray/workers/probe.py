@@ -25,7 +25,7 @@ from raml_ray.workers.sight import Run, Tokens
 PAIRS_PER_SIZE = 2
 """With a dense mask a pass is cut where its tokens are so many times the hidden size: attention among them, nearly all of it
 between branches that do not see each other, then costs a third of all matrix products (4 N N H against 24 N H H operations)."""
-LEAST_TOKENS = 256
+LEAST_TOKENS = 512
 """Of such a pass all the same: smaller ones take as long as calling them does."""
 
 
