@@ -195,7 +195,7 @@ def rows(context: Context) -> list[tuple[str, list[int]]]:
 
 
 def wait_for_shards(folder: Folder, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # a driver's start is in it
     while len((folder / "trajectories").names("shard-", ".parquet")) < count:
         assert time.monotonic() < deadline
         time.sleep(0.002)

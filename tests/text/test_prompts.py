@@ -93,8 +93,9 @@ def test_the_questions_braces_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in vars(paper_prompts) if name.endswith("INSTRUCTION")])
-def test_every_instruction_of_the_paper_holds_the_question_once_and_set_apart(name: str) -> None:
-    before, after = getattr(paper_prompts, name).split("{problem}")
+def test_every_instruction_of_the_paper_holds_what_it_is_about_once_and_set_apart(name: str) -> None:
+    about = "{reasoning}" if name == "SUMMARY_INSTRUCTION" else "{problem}"
+    before, after = getattr(paper_prompts, name).split(about)
     assert (before.endswith("\n\n") and not after) or (not before and after.startswith("\n\n"))
 
 
