@@ -42,7 +42,7 @@ class Driver:
         run = Path(context.run.path)
         config, self._figures = run.with_suffix(".config.json"), run.with_suffix(".figures.json")
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(dump(context.config))
+        config.write_text(dump(context.whole))
         self._command = [sys.executable, "-c", DRIVER, str(config), str(run), address, str(self._figures)]
         self._process = self._start()
 

@@ -258,7 +258,7 @@ def test_a_killed_driver_run_again_makes_what_is_missing(
         text=True,
     )
     assert driver.stdin
-    driver.stdin.write(dump(context.config))
+    driver.stdin.write(dump(context.whole))
     driver.stdin.close()
     wait_for_shards(context.folder, 3)
     driver.kill()
