@@ -204,12 +204,14 @@ def finished(name: str, title: str, caption: str, canvas: Canvas, rows: list[dic
 
 def _legends_below(canvas: Canvas) -> None:
     """Each panel's legend under its axis, where it hides no point, and room for it."""
+    legends = {axis: legend for axis in canvas.axes if (legend := axis.get_legend())}
+    for legend in legends.values():
+        legend.set_visible(False)  # to be laid out once, where it goes
     canvas.draw_without_rendering()
     rows = [0]
-    for axis in canvas.axes:
-        legend, ticks = axis.get_legend(), axis.xaxis.get_tightbbox()
-        if legend is None or ticks is None:
-            continue
+    for axis, legend in legends.items():
+        ticks = axis.xaxis.get_tightbbox()
+        assert ticks is not None, "an axis with a legend is drawn"
         handles, labels = axis.get_legend_handles_labels()
         written = [text.get_text() for text in legend.get_texts()]
         if labels != written:  # a legend of its own making

@@ -97,25 +97,20 @@ def pack(
     """
     named = [(name, tensor.detach()) for name, tensor in tensors]
     layout = layout_of(named, dtype)
-    arrays = [
-        _bytes_of(tensor) if _is_ready(tensor, entry) else None
+    ready = [
+        tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype == _dtype(entry.dtype)
         for (_, tensor), entry in zip(named, layout.entries, strict=True)
     ]
-    copied = [place for place, array in enumerate(arrays) if array is None]
-    made = (scratch or Scratch()).arrays([layout.entries[place].num_bytes for place in copied])
-    for place, array in zip(copied, made, strict=True):
-        _tensor_of(array, layout.entries[place]).copy_(named[place][1])
-        arrays[place] = array
-    return [array for array in arrays if array is not None], layout
-
-
-def _is_ready(tensor: Tensor, entry: Entry) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.dtype == _dtype(entry.dtype)
-
-
-def _bytes_of(tensor: Tensor) -> np.ndarray:
-    array: np.ndarray = tensor.reshape(-1).view(torch.uint8).numpy()
-    return array
+    sizes = [entry.num_bytes for entry, is_ready in zip(layout.entries, ready, strict=True) if not is_ready]
+    made = iter((scratch or Scratch()).arrays(sizes))
+    arrays = []
+    for (_, tensor), entry, is_ready in zip(named, layout.entries, ready, strict=True):
+        if is_ready:
+            arrays.append(tensor.reshape(-1).view(torch.uint8).numpy())
+        else:
+            arrays.append(next(made))
+            _tensor_of(arrays[-1], entry).copy_(tensor)
+    return arrays, layout
 
 
 def buckets(
@@ -142,11 +137,13 @@ def buckets(
 def views(arrays: Sequence[np.ndarray], layout: Layout) -> dict[str, Tensor]:
     """The tensors of a bucket by name, sharing its memory (which may be read-only: do not write to them then).
 
-    Raises: ValueError if the arrays are not as long as the layout says.
+    Raises: ValueError if the arrays are not bytes, or not as many as the layout says.
     """
-    sizes = [array.nbytes for array in arrays]
-    if sizes != [entry.num_bytes for entry in layout.entries]:
-        raise ValueError(f"weights of {sizes} bytes, where the layout says {[e.num_bytes for e in layout.entries]}")
+    if len(arrays) != len(layout.entries):
+        raise ValueError(f"{len(arrays)} arrays of weights, the layout says {len(layout.entries)}")
+    for array, entry in zip(arrays, layout.entries, strict=True):
+        if array.dtype != np.uint8 or array.shape != (entry.num_bytes,):
+            raise ValueError(f"{entry.name} is {array.dtype} {array.shape}, the layout says uint8 ({entry.num_bytes},)")
     with warnings.catch_warnings():
         # Arrays out of an object store are read-only, of which torch would warn at every sync.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -129,9 +129,9 @@ def test_a_scratch_gives_the_bytes_of_fresh_memory_whatever_lay_in_it() -> None:
     assert not np.shares_memory(found[0], found[1])
 
 
-def test_arrays_of_another_length_than_their_layout_are_refused() -> None:
+def test_arrays_that_are_not_what_their_layout_says_are_refused() -> None:
     (array,), layout = weights.pack([("w", torch.zeros(4))])
-    for wrong in ([array[:-1]], [array, array], []):
+    for wrong in ([array[:-1]], [array, array], [], [array.view(np.float32)], [array.reshape(4, 4)]):
         with pytest.raises(ValueError, match="layout says"):
             weights.views(wrong, layout)
 
