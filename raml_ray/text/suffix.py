@@ -48,6 +48,12 @@ class Branch:
         return depth
 
     @property
+    def first(self) -> int:
+        """The first node that is computed behind a prefix that has been read: 1, but 0 where an answer's token follows the
+        prefix's last one at once."""
+        return 0 if self.scored[0] == 0 else 1
+
+    @property
     def scored(self) -> list[int]:
         """The nodes that an answer token follows, ascending."""
         return sorted({node for answer in self.answers for node, _ in answer})

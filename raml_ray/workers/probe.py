@@ -17,7 +17,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from raml_ray.formulas.lhat import lhat
 from raml_ray.text.suffix import AnswerSuffix, Branch, branch
-from raml_ray.workers import probe_memory, probe_recurrent, probe_support, sight
+from raml_ray.workers import branch_attention, probe_memory, probe_recurrent, probe_support, sight
+from raml_ray.workers.branch_attention import BRANCHING
 from raml_ray.workers.probe_memory import MIB, Costs
 from raml_ray.workers.probe_support import BY_KIND, FLEX
 from raml_ray.workers.sight import Run, Tokens
@@ -27,6 +28,9 @@ PAIRS_PER_SIZE = 2
 between branches that do not see each other, then costs a third of all matrix products (4 N N H against 24 N H H operations)."""
 LEAST_TOKENS = 512
 """Of such a pass all the same: smaller ones take as long as calling them does."""
+MOST_APART = 1024
+"""Tokens of a pass in which branches cost each other nothing (`branch_attention`): more spare few calls, and hold the
+branches of early positions against the text of late ones."""
 
 
 class Probe(NamedTuple):
@@ -62,10 +66,9 @@ def answer_logprobs(model: PreTrainedModel, probes: Sequence[Probe], *, memory_m
     model.eval()
     if probe_support.is_recurrent(model):
         return probe_recurrent.answer_logprobs(model, probes, memory_mib)
-    found: list[list[Tensor]] = []
-    for group in _packs(model, probes, memory_mib):
-        found += _Pack(model, group, memory_mib).logprobs()
-    return found
+    with branch_attention.where_it_can(model):
+        packs = _packs(model, probes, memory_mib)
+        return [of_probe for pack in packs for of_probe in _Pack(model, pack, memory_mib).logprobs()]
 
 
 def check(model: PreTrainedModel, probe: Probe) -> None:
@@ -109,8 +112,7 @@ class _Pack:
         self._ancestry = sight.ancestry(self._branches, self._device)
         self._cache = DynamicCache()  # without the config, whose sliding layers would forget what a branch may see
         self._costs, self._windows = _costs(model), probe_support.windows(model.config)
-        # The last token of a prefix belongs to its branch.
-        texts = [probe.token_ids[: probe.lengths[-1] - 1] for probe in probes]
+        texts = [probe.token_ids[: probe.lengths[-1]] for probe in probes]
         self._texts = sight.on_trajectories(texts, self._device)
 
     @property
@@ -130,8 +132,8 @@ class _Pack:
 
     def _forget_behind(self, run: Run) -> None:
         """Keep of the cached texts what this run and those before it can see."""
-        before = sum(probe.lengths[-1] - 1 for probe in self._probes[: run.trajectory])
-        seen = before + int(run.length_K[-1]) - 1
+        before = sum(probe.lengths[-1] for probe in self._probes[: run.trajectory])
+        seen = before + int(run.length_K[-1])
         self._cache.crop(seen - self.num_cached)  # a negative count is the number of tokens to remove
         self._texts = Tokens(*(column_N[:seen] for column_N in self._texts))
 
@@ -161,16 +163,18 @@ class _Pack:
 
     def _chunks(self) -> Iterator[list[Run]]:
         """All branches, in runs that together fit into a pass."""
-        most, budget = _most_tokens(self._model), self._memory_mib * MIB
+        is_apart = self._kind() == BRANCHING
+        most, budget = MOST_APART if is_apart else _most_tokens(self._model), self._memory_mib * MIB
+        num_own = max(len(grown.token_ids) - grown.first for grown in self._branches) if is_apart else None
         chunk: list[tuple[int, list[int]]] = []
         tokens = logits = 0
         for index, (probe, grown) in enumerate(zip(self._probes, self._branches, strict=True)):
-            size, scored = len(grown.token_ids), len(grown.scored)
-            if (least := self._costs.bytes(size, self.num_cached, scored)) > budget:
+            size, scored = len(grown.token_ids) - grown.first, len(grown.scored)
+            if (least := self._costs.bytes(size, self.num_cached, scored, num_own)) > budget:
                 raise self._too_little(least)
             for length in probe.lengths:
-                fits = self._costs.bytes(tokens + size, self.num_cached, logits + scored) <= budget
-                if chunk and (tokens + size > most or not fits):
+                needed = self._costs.bytes(tokens + size, self.num_cached, logits + scored, num_own)
+                if chunk and (tokens + size > most or needed > budget):
                     yield [self._run(*entry) for entry in chunk]
                     chunk, tokens, logits = [], 0, 0
                 if not chunk or chunk[-1][0] != index:
@@ -187,20 +191,24 @@ class _Pack:
     def _branch_off(self, runs: Sequence[Run]) -> list[list[Tensor]]:
         """Log-probabilities (K, A) of each run's suffixes; leaves the cache as it was."""
         query = sight.on_branches(runs, self._device)
-        scored, start = [], 0
+        scored, sizes, start = [], [], 0
         for run in runs:
-            count, size = len(run.length_K), len(run.branch.token_ids)
-            nodes = torch.tensor(run.branch.scored)
+            count, size = len(run.length_K), run.size
+            sizes += [size] * count
+            nodes = torch.tensor(run.branch.scored) - run.branch.first
             scored.append((start + torch.arange(count)[:, None] * size + nodes).flatten())
             start += count * size
-        logits = self._forward(
-            query, self._masks(query, self._texts.then(query)), torch.cat(scored).to(self._device)
-        ).float()
+        by_branch = sizes if self._kind() == BRANCHING else None
+        masks = self._masks(query, self._texts if by_branch else self._texts.then(query), by_branch)
+        logits = self._forward(query, masks, torch.cat(scored).to(self._device), by_branch).float()
         self._cache.crop(-start)
         of_runs = logits.split([len(places) for places in scored])
         return [_answers(part, run.branch, len(run.length_K)) for part, run in zip(of_runs, runs, strict=True)]
 
-    def _forward(self, query: Tokens, mask: object, keep: int | Tensor) -> Tensor:
+    def _forward(
+        self, query: Tokens, mask: object, keep: int | Tensor, branch_sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        more = {} if branch_sizes is None else {"branch_sizes": branch_sizes}
         logits: Tensor = self._model(
             input_ids=query.id_N[None],
             position_ids=query.position_N[None],
@@ -208,17 +216,22 @@ class _Pack:
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
+            **more,
         ).logits[0]
         return logits
 
     def _kind(self) -> str:
         return str(self._model.config._attn_implementation)
 
-    def _masks(self, query: Tokens, key: Tokens) -> object:
-        masks = {kind: self._mask(query, key, window) for kind, window in self._windows.items()}
+    def _masks(self, query: Tokens, key: Tokens, branch_sizes: Sequence[int] | None = None) -> object:
+        masks = {kind: self._mask(query, key, window, branch_sizes) for kind, window in self._windows.items()}
         return masks if self._model.config.model_type in BY_KIND else next(iter(masks.values()))
 
-    def _mask(self, query: Tokens, key: Tokens, window: int | None) -> Tensor | BlockMask:
+    def _mask(
+        self, query: Tokens, key: Tokens, window: int | None, branch_sizes: Sequence[int] | None
+    ) -> Tensor | BlockMask:
+        if branch_sizes is not None:
+            return sight.dense_by_branch(query, key, self._ancestry, branch_sizes, window, self._model.dtype)
         sees = sight.rule(query, key, self._ancestry, window)
         num_queries, num_keys = len(query.id_N), len(key.id_N)
         if self._kind() != FLEX:

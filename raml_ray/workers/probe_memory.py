@@ -20,10 +20,11 @@ class Costs(NamedTuple):
     per_logits: int
     """The vocabulary's logits at one place, as they come, as float32 where they are not, and once more for their sum."""
 
-    def bytes(self, num_tokens: int, num_cached: int, num_logits: int) -> int:
-        num_keys = num_cached + num_tokens
-        layer = self.per_token * num_tokens + self.per_pair * num_tokens * num_keys
-        return self.per_key * num_keys + max(layer, self.per_logits * num_logits)
+    def bytes(self, num_tokens: int, num_cached: int, num_logits: int, num_own: int | None = None) -> int:
+        """With a mask over the cached tokens and those of the pass, or, of the latter, over `num_own`."""
+        pairs = num_tokens * (num_cached + (num_tokens if num_own is None else num_own))
+        layer = self.per_token * num_tokens + self.per_pair * pairs
+        return self.per_key * (num_cached + num_tokens) + max(layer, self.per_logits * num_logits)
 
 
 def costs(config: PretrainedConfig, itemsize: int, *, num_masks: int, is_eager: bool) -> Costs:

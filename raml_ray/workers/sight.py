@@ -1,7 +1,7 @@
 """Which token of a pass sees which: trajectories lie packed in one row, and branches hang on their prefixes.
 
 A trajectory's token sees its trajectory up to itself; a branch's token sees its prefix, and of its own branch the way to
-it. The same rule makes a dense mask (torch's attention kernel) or a block mask (FlexAttention, which skips what no token
+it. A prefix's last token is the branch's own where its logits are asked for, and the trajectory's elsewhere. The same rule makes a dense mask (torch's attention kernel) or a block mask (FlexAttention, which skips what no token
 sees).
 """
 
@@ -47,6 +47,11 @@ class Run(NamedTuple):
     """The last token of each prefix, (K,)."""
     branch: Branch
 
+    @property
+    def size(self) -> int:
+        """Tokens of the branch that are computed at each position."""
+        return len(self.branch.token_ids) - self.branch.first
+
 
 def on_trajectories(rows: Sequence[Sequence[int]], device: torch.device) -> Tokens:
     """The trajectories, one behind the other."""
@@ -59,21 +64,22 @@ def on_trajectories(rows: Sequence[Sequence[int]], device: torch.device) -> Toke
 
 
 def on_branches(runs: Sequence[Run], device: torch.device) -> Tokens:
-    """The branches of the runs, one behind the other. A branch begins with the last token of its prefix."""
+    """The branches of the runs from their first computed nodes on, one behind the other."""
     parts, num_branches = [], 0
     for run in runs:
-        count, size = len(run.length_K), len(run.branch.token_ids)
-        id_KS = torch.tensor(run.branch.token_ids).repeat(count, 1)
-        id_KS[:, 0] = run.last_id_K
+        first, count, size = run.branch.first, len(run.length_K), run.size
+        id_KS = torch.tensor(run.branch.token_ids[first:]).repeat(count, 1)
+        if first == 0:
+            id_KS[:, 0] = run.last_id_K
         before_K1 = run.length_K[:, None] - 1
         branch_K1 = torch.arange(num_branches, num_branches + count)[:, None]
         columns_KS = (
             id_KS,
-            before_K1 + torch.tensor(run.branch.depth),
+            before_K1 + torch.tensor(run.branch.depth[first:]),
             torch.full((count, size), run.trajectory),
-            before_K1.expand(-1, size),
+            (before_K1 + first).expand(-1, size),
             branch_K1.expand(-1, size),
-            torch.arange(size).expand(count, -1),
+            torch.arange(first, first + size).expand(count, -1),
         )
         parts.append(Tokens(*(column_KS.flatten() for column_KS in columns_KS)))
         num_branches += count
@@ -110,5 +116,27 @@ def rule(query: Tokens, key: Tokens, is_ancestor_RSS: Tensor, window: int | None
 def dense(sees: Rule, num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The rule as an additive mask, (1, 1, Q, K)."""
     visible_QK = sees(torch.arange(num_queries, device=device)[:, None], torch.arange(num_keys, device=device))
-    mask_QK = torch.zeros(num_queries, num_keys, dtype=dtype, device=device)
+    return _additive(visible_QK, dtype)
+
+
+def dense_by_branch(
+    query: Tokens, key: Tokens, is_ancestor_RSS: Tensor, sizes: Sequence[int], window: int | None, dtype: torch.dtype
+) -> Tensor:
+    """The rule for branches as `branch_attention` takes it, (1, 1, N, C + S): what each of the N tokens of branches, of
+    these sizes, sees of the C keys, which lie on trajectories, and then of the first token of its own branch, its second,
+    ... its S-th, S being the largest size; what a smaller branch does not have means nothing."""
+    size_B = torch.tensor(sizes, device=query.id_N.device)
+    start_N1 = (size_B.cumsum(0) - size_B).repeat_interleave(size_B)[:, None]
+    own_NS = (start_N1 + torch.arange(max(sizes), device=start_N1.device)).clamp(max=len(query.id_N) - 1)
+    trajectory_N1, node_N1, position_N1 = (c[:, None] for c in (query.trajectory_N, query.node_N, query.position_N))
+    prefix_NC = (key.trajectory_N == trajectory_N1) & (key.position_N < query.seen_N[:, None])
+    way_NS = is_ancestor_RSS[trajectory_N1, node_N1, query.node_N[own_NS]]
+    if window is not None:
+        prefix_NC &= position_N1 - key.position_N < window
+        way_NS &= position_N1 - query.position_N[own_NS] < window
+    return _additive(torch.cat([prefix_NC, way_NS], dim=1), dtype)
+
+
+def _additive(visible_QK: Tensor, dtype: torch.dtype) -> Tensor:
+    mask_QK = torch.zeros(visible_QK.shape, dtype=dtype, device=visible_QK.device)
     return mask_QK.masked_fill_(~visible_QK, torch.finfo(dtype).min)[None, None]

@@ -33,11 +33,12 @@ def test_suffixes_that_begin_alike_share_their_beginning() -> None:
     two = [AnswerSuffix([5, 1, 2], [False, True, True]), AnswerSuffix([5, 1, 3], [False, True, True])]
     grown = branch(two)
     assert grown == Branch([0, 5, 1], [-1, 0, 1], [[(1, 1), (2, 2)], [(1, 1), (2, 3)]])
-    assert (grown.depth, grown.scored) == ([0, 1, 2], [1, 2])
+    assert (grown.depth, grown.scored, grown.first) == ([0, 1, 2], [1, 2], 1)
     apart = branch([*two, AnswerSuffix([6, 1], [False, True]), AnswerSuffix([5], [True])])
     # nothing follows the last token of an answer, so it is no node
     assert (apart.token_ids, apart.parent) == ([0, 5, 1, 6], [-1, 0, 1, 0])
     assert apart.answers[2:] == [[(3, 1)], [(0, 5)]]
+    assert apart.first == 0, "the prefix's last token is asked what follows it"
 
 
 def test_a_suffix_is_named_or_written_out() -> None:

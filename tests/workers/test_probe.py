@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import (
 
 from raml_ray.settings import EngineConfig
 from raml_ray.text.suffix import AnswerSuffix
-from raml_ray.workers import prefix_requests, probe, probe_memory, probe_support
+from raml_ray.workers import branch_attention, prefix_requests, probe, probe_memory, probe_support
 from raml_ray.workers.engine import Engine
 from raml_ray.workers.probe import Probe
 from raml_ray.workers.probe_support import SUPPORTED
@@ -105,6 +106,27 @@ def test_every_kind_of_attention_gives_the_same(attention: str, changed: dict[st
     assert np.abs(found - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_branches_apart_give_what_a_mask_over_all_of_them_gives(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = policy("qwen2").to(dtype)
+    probes = [Probe(TOKENS, range(1, 31), [SUFFIX, AnswerSuffix([8], [True])]), Probe(TOKENS[9:], [1, 7], [SUFFIX])]
+    kinds: list[str] = []
+    model.register_forward_pre_hook(lambda *_: kinds.append(model.config._attn_implementation))
+    apart = probe.answer_logprobs(model, probes, memory_mib=64)
+    assert set(kinds) == {branch_attention.BRANCHING}
+    assert model.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(branch_attention, "where_it_can", lambda _: nullcontext())
+    together = probe.answer_logprobs(model, probes, memory_mib=64)
+    gaps = [
+        float((a - b).abs().max())
+        for one, other in zip(apart, together, strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
+    assert max(gaps) < {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype], "nats"
+
+
 @pytest.mark.parametrize("memory_mib", [0.2, 1, 64])
 def test_texts_and_answers_in_one_pack_do_not_see_each_other(memory_mib: float) -> None:
     model = policy("llama")
@@ -163,11 +185,12 @@ def test_a_smaller_memory_means_more_passes_and_too_little_is_refused_by_name() 
     for memory_mib in (0.15, 0.5, 64):
         passes.clear()
         from_the_tree(model, range(1, 31), SUFFIX, memory_mib)
-        # Every token but the last of the text, and five of each of the 30 branches: the prefix's last and four before
-        # the answer's last.
-        assert sum(passes) == 29 + 30 * 5
+        # Every token of the text, and of each of the 30 branches the four before the answer's last.
+        assert sum(passes) == 30 + 30 * 4
         costs = probe_memory.costs(model.config, 4, num_masks=1, is_eager=False)
-        assert all(costs.bytes(size, 0, 0) <= memory_mib * 2**20 for size in passes)
+        read, *branched = passes
+        assert costs.bytes(read, 0, 0) <= memory_mib * 2**20
+        assert all(costs.bytes(size, 0, 0, num_own=4) <= memory_mib * 2**20 for size in branched)
         counts[memory_mib] = len(passes)
     assert counts[0.15] > counts[0.5] > counts[64] == 2
     with pytest.raises(ValueError, match=r"analyze\.probe_memory_mib=0\.01 has no room"):
@@ -191,6 +214,7 @@ def test_the_bytes_of_a_pass_by_hand() -> None:
     assert costs.per_key == 10 * 16 * 2 * 4
     assert costs.per_logits == VOCAB_SIZE * 8
     assert costs.bytes(5, 20, 3) == 25 * costs.per_key + 5 * costs.per_token + 125 * costs.per_pair
+    assert costs.bytes(5, 20, 3, num_own=2) == 25 * costs.per_key + 5 * costs.per_token + 5 * 22 * costs.per_pair
     assert costs.bytes(1, 20, 300) == 21 * costs.per_key + 300 * VOCAB_SIZE * 8  # here the head is the peak
 
 
