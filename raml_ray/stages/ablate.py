@@ -21,9 +21,10 @@ from raml_ray.config import Config, ConfigError, dump, fingerprint, load
 from raml_ray.metrics_file import MetricsTail
 from raml_ray.redacted import without_secrets
 from raml_ray.settings import AblateConfig
-from raml_ray.stages import early_stopping, learners, pipeline
+from raml_ray.stages import early_stopping, grpo, learners, pipeline
 from raml_ray.stages.needs import asked as needs_of
 from raml_ray.stages.sweep import ATTEMPTS, PRESET_FILE, SWEEP_FILE, Sweep, Trial, expanded
+from raml_ray.stages.trial_callbacks import TrialCallbacks
 from raml_ray.storage import SUMMARY, Folder
 from raml_ray.tracking import Tracker
 from raml_ray.tracking_commands import TrialPlace
@@ -101,13 +102,16 @@ def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
     trials = {trial.name: trial for trial in (left if settings.scheduler == "none" else sweep.trials)}
     at_once = trials_at_once(sweep)
     logger.info("%d of %d trials to do, %d at once", len(left), len(sweep.trials), at_once)
+    own = {name: sweep.own(trial) for name, trial in trials.items()}
     payload = {
         "config": dump(sweep.config),
         "folder": folder.path,
-        "steps": {name: sweep.own(trial) for name, trial in trials.items()},
+        "steps": own,
         "values": {name: trial.values for name, trial in trials.items()},
         "compared": "" if settings.scheduler == "none" else settings.metric,
     }
+    reserved = {name: [grpo.place_name(folder / step) for step in steps] for name, steps in own.items()}
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose `verbose=0` still prints a table, and where Tune's own files lie
     # On Ctrl-C Tune's own handler returns, as if its scheduler had ended all trials that are not through.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     results = tune.Tuner(
@@ -124,6 +128,7 @@ def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
             name=fingerprint(sorted(trials)),
             **learners.kept_at(folder / TUNE),
             verbose=0,
+            callbacks=[TrialCallbacks(reserved)],
         ),
     ).fit()
     failed = {}

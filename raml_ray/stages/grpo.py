@@ -47,7 +47,7 @@ def run(context: Context) -> Outcome:
     num_updated = recipes.questions_of_a_step(config.grpo) * config.grpo.num_updated
     longest = room.Longest("engine.max_model_len", config.engine.max_model_len, num_updated)
     room.check(config, policy_path, longest, reference=config.grpo.kl_coefficient > 0)
-    group = _engines_place(config)
+    group = _engines_place(config, place_name(context.folder))
     try:
         # One that died is started again, without weights: the learners, whose call it took along, go on from their last
         # checkpoint and publish it before they sample.
@@ -113,7 +113,12 @@ def _fitting(questions: list[Question], policy_path: str, config: Config) -> tup
     return fitting, too_long
 
 
-def _engines_place(config: Config) -> PlacementGroup:
+def place_name(folder: Folder) -> str:
+    """Of the placement group that holds the engines of the step with this folder."""
+    return f"engines of {folder.path}"
+
+
+def _engines_place(config: Config, name: str) -> PlacementGroup:
     """Reserved room for the engines. Raises: TimeoutError that says what was waited for."""
     settings = config.engine
     bundle: dict[str, float] = {"CPU": settings.cpus_per_engine}
@@ -123,6 +128,7 @@ def _engines_place(config: Config) -> PlacementGroup:
     group = placement_group(
         [bundle] * num,
         strategy=settings.placement.upper(),
+        name=name,
         bundle_label_selector=[dict(settings.node_labels)] * num if settings.node_labels else None,
     )
     try:

@@ -114,7 +114,7 @@ def transport(folder: Path, num_rounds: int, bucket_mib: float) -> list[Round]:
     num_bytes = weights.layout_of(learner.full_tensors(), torch.float32).num_bytes
     source, target = (np.full(num_bytes, value, dtype=np.uint8) for value in (1, 2))
     with cluster.connected(config):
-        place = grpo._engines_place(config)
+        place = grpo._engines_place(config, "engines of the benchmark")
         pool = ray.remote(rollout_pool.RolloutPool).options(num_cpus=0).remote(config, path, [question], place)
         ray.get(pool.ready.remote(), timeout=PATIENCE_S)
         sync = weight_sync.ObjectStoreSync(

@@ -1,6 +1,8 @@
 """A real sweep under Ray Tune: shared steps once, a failing trial kept by name, nothing done twice."""
 
 import json
+import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raml_ray.config import Config, ConfigError, Step, load, override
+from raml_ray.metrics_file import read_metrics
 from raml_ray.stages import ablate, example_shards
+from tests.faults.test_training import prepared
 from tests.stages import contexts
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -40,10 +44,14 @@ def small(root: Path) -> Config:
     )
 
 
-def test_a_sweep_shares_what_it_can_names_what_failed_and_goes_on(cluster: None, tmp_path: Path) -> None:
+def test_a_sweep_shares_what_it_can_names_what_failed_and_goes_on(
+    cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "raml_ray")
     # A k of 2 samples is fine, one that no engine of this length can prompt is not.
     config = override(small(tmp_path), {"ablate.space": {"evaluate.k": [1, 2]}})
     folder = ablate.run(config)
+    assert "trial 1 of 2: k_1" in caplog.text and "trial k_2 ended after" in caplog.text
     trials = folder.read_json("sweep.json")["trials"]
     assert [trial["values"] for trial in trials] == [{"evaluate.k": 1}, {"evaluate.k": 2}]
     assert {trial["steps"]["generate"] for trial in trials} == {"generate"}
@@ -79,3 +87,54 @@ def test_tasks_of_a_step_find_their_cpus_outside_the_placement_group_of_a_trial(
 
     assert ray.get(trial.options(scheduling_strategy=inside).remote(), timeout=60) == [2, 4]
     remove_placement_group(group)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_trial_that_is_behind_is_ended_amid_its_versions_and_named_and_the_other_is_whole(
+    cluster: None, tmp_path: Path
+) -> None:
+    num_versions, free = 10, ray.available_resources()["CPU"]
+    steps = (
+        Step(name="grpo", stage="grpo"),
+        Step(name="evaluate", stage="evaluate", policy="grpo"),
+        Step(name="report", stage="report"),
+    )
+    settings = prepared(tmp_path) | {
+        "train.num_workers": 1,
+        "grpo.num_steps": num_versions,
+        # A response is worth less the longer it is, and a version's take a second: long enough to be ended among them.
+        "grpo.overlong_tokens": 24,
+        "evaluate.sets": {"test": str(tmp_path / "questions.jsonl")},
+        "evaluate.num_samples": 2,
+        "evaluate.k": 1,
+        "evaluate.max_tokens": 16,
+        "ablate.space": {"grpo.questions_per_step": [2, 1]},
+        "ablate.max_concurrent": 1,
+        "ablate.scheduler": "asha",
+        "ablate.grace_steps": 2,
+        "ablate.reduction_factor": 2,
+    }
+    (tmp_path / "policy" / "scripted.json").write_text('{"seconds_per_step": 0.04}')
+    config = override(Config(name="sweep", steps=steps), settings)
+    folder = ablate.run(config)
+    ahead, behind = "questions_per_step_2", "questions_per_step_1"
+    rows = {name: read_metrics(folder / f"grpo_{name}") for name in (ahead, behind)}
+    # What scripted engines answer hangs on seeds alone: of the rungs at versions 2, 4 and 8 the trial is behind at the second.
+    lead = {place: rows[behind][place - 1]["grpo/reward"] - rows[ahead][place - 1]["grpo/reward"] for place in (2, 4)}
+    assert lead[2] > 0 > lead[4]
+    assert [row["step"] for row in rows[ahead]] == list(range(1, num_versions + 1))
+    assert 4 <= len(rows[behind]) < num_versions
+    assert not folder.exists(f"grpo_{behind}/summary.json") and not folder.exists(f"evaluate_{behind}")
+    results = {name: (folder / "trials" / name).read_json("result.json") for name in rows}
+    assert {name: result["status"] for name, result in results.items()} == {ahead: "finished", behind: "stopped"}
+    assert f"Not whole: {behind} (ended early by ablate.scheduler)" in (folder / "report").read_text("report.html")
+    table = (folder / "report" / "figures").read_table("sweep.parquet")
+    assert set(table["point"].to_pylist()) == {"(2,)"}
+    # Its engines and learners are gone with it.
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < free:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
+    ablate.run(config)  # it is ended, and stays so
+    assert read_metrics(folder / f"grpo_{behind}") == rows[behind]
