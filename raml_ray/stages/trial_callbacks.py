@@ -39,7 +39,8 @@ class TrialCallbacks(tune.Callback):
 
     def _ended(self, trial: Trial, how: str) -> None:
         name = trial.config["trial"]
-        logger.info("trial %s %s %.1f s", name, how, time.monotonic() - self._began[name])
+        began = self._began.get(name, time.monotonic())  # none where its process could not be started
+        logger.info("trial %s %s %.1f s", name, how, time.monotonic() - began)
         for group in self._reserved[name]:
             with contextlib.suppress(
                 ValueError
