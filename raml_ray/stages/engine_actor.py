@@ -51,7 +51,10 @@ class PolicyEngine:
         """Of the weights that it has. That it answers says that the process is alive, whatever its engine does."""
         return self._engine.version
 
-    async def generate(self, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
+    async def generate(self, requests: list[Request], sampling: Sampling, wave: int = 0) -> list[Completion | Failure]:
+        """The answers. With `wave` these requests are some of so many that begin together (`EngineLoop.expect`)."""
+        if wave:
+            self._loop.expect(wave)
         await self._between_steps(lambda: faults.reach("engine", 0, self._engine.version + 1))
         answers = [asyncio.wrap_future(self._loop.submit(request, sampling)) for request in requests]
         found = list(await asyncio.gather(*answers))

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raml_ray.config import Config
 from raml_ray.stages import engine_places
 from raml_ray.stages.engine_actor import PolicyEngine
-from raml_ray.stages.engine_places import EngineLost, Place, Published, State
+from raml_ray.stages.engine_places import Begun, EngineLost, Place, Published, State
 from raml_ray.workers import sync_check
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
 
@@ -74,10 +74,7 @@ class EngineGroup:
         return await self._until(num_up)
 
     async def publish(self, published: Published) -> None:
-        """Give every engine that is up these weights; the others get them when they come up.
-
-        Raises: RuntimeError if none is left.
-        """
+        """Give the engines that are up these weights, others when they come up. Raises: RuntimeError if none is left."""
         self._published = published
         up = [place for place in self._places if place.state in (State.HEALTHY, State.STALE)]
         for place in up:
@@ -130,11 +127,17 @@ class EngineGroup:
 
         return await self._until(found)
 
-    async def generate(self, place: Place, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
+    def begun(self, num_groups: int, size: int) -> list[Begun | None]:
+        """As `engine_places.begun`; nowhere where versions are sampled ahead: engines are at work on others then."""
+        most = 0 if self._config.grpo.max_staleness else self._config.engine.max_num_seqs
+        return engine_places.begun(self._places, num_groups, size, most)
+
+    async def generate(self, begun: Begun, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
         """Raises: EngineLost if the engine dies, raises, or makes no progress for engine.stall_timeout_s."""
+        place = begun.place
         place.num_under_way += len(requests)
         try:
-            answers: list[Completion | Failure] = await self._ask(place, "generate", requests, sampling)
+            answers: list[Completion | Failure] = await self._ask(place, "generate", requests, sampling, begun.wave)
         finally:
             place.num_under_way -= len(requests)
             self._tell()

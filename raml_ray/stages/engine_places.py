@@ -1,8 +1,10 @@
 """Where a pool's engines run, and what is known of them."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
@@ -59,6 +61,23 @@ class Place:
     why: str = ""
     """What the last one failed of."""
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Begun(NamedTuple):
+    """Where requests are asked first, and how many of a wave begin there together."""
+
+    place: Place
+    wave: int
+
+
+def begun(places: Sequence[Place], num_groups: int, size: int, most: int) -> list[Begun | None]:
+    """Where so many groups of `size` requests begin together: engines in turns; nowhere unless all of them are healthy and
+    idle, and hold what is theirs within `most` requests each."""
+    num = len(places)
+    is_idle = bool(places) and all(place.state is State.HEALTHY and not place.num_under_way for place in places)
+    if not is_idle or -(-num_groups // num) * size > most:
+        return [None] * num_groups
+    return [Begun(places[i % num], len(range(i % num, num_groups, num)) * size) for i in range(num_groups)]
 
 
 def told(error: RayError) -> str:

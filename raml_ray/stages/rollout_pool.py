@@ -22,7 +22,7 @@ from raml_ray.records import Question
 from raml_ray.stages import meters
 from raml_ray.stages.engine_actor import Bucket
 from raml_ray.stages.engine_group import EngineGroup
-from raml_ray.stages.engine_places import EngineLost, Published, State
+from raml_ray.stages.engine_places import Begun, EngineLost, Published, State
 from raml_ray.stages.rollout_judge import RolloutJudge
 from raml_ray.stages.rollouts import stop_token_ids
 from raml_ray.text import prompts
@@ -248,32 +248,35 @@ class RolloutPool:
             seed=self._config.seed,
             first_place=first_place,
         )
+        firsts = self._engines.begun(len(questions), size)
         groups = await asyncio.gather(
             *(
-                self._group(question, requests[place * size : (place + 1) * size], step)
-                for place, question in enumerate(questions)
+                self._group(question, requests[index * size : (index + 1) * size], step, first)
+                for index, (question, first) in enumerate(zip(questions, firsts, strict=True))
             )
         )
         return Wave(began, groups)
 
-    async def _group(self, question: Question, requests: list[Request], step: int) -> Group:
+    async def _group(self, question: Question, requests: list[Request], step: int, first: Begun | None) -> Group:
         """One question's judged rollouts. Judging goes on beside the engines' work."""
-        answers = await self._answers(question, requests)
+        answers = await self._answers(question, requests, first)
         faults.reach("pool", 0, step + 1)
         sampled = time.monotonic()
         async with self._judging:
             groups = await asyncio.to_thread(self._judge.judged, [question], requests, answers)
         return Group(groups[0], sampled, time.monotonic())
 
-    async def _answers(self, question: Question, requests: list[Request]) -> list[Completion | Failure]:
+    async def _answers(
+        self, question: Question, requests: list[Request], first: Begun | None
+    ) -> list[Completion | Failure]:
         """Raises: RuntimeError if MOST_ENGINES_LOST engines were lost over them, or none is left."""
         settings, num_lost = self._config.grpo, 0
         sampling = Sampling(settings.temperature, 1.0, -1, settings.max_tokens, self._stop)
         answers: dict[int, Completion | Failure] = {}
         while missing := [index for index in range(len(requests)) if index not in answers]:
-            place = await self._engines.place_with_room(len(missing))
+            begun, first = first or Begun(await self._engines.place_with_room(len(missing)), wave=0), None
             try:
-                found = await self._engines.generate(place, [requests[index] for index in missing], sampling)
+                found = await self._engines.generate(begun, [requests[index] for index in missing], sampling)
             except EngineLost as error:
                 num_lost += 1
                 if num_lost == MOST_ENGINES_LOST:

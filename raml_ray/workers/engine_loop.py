@@ -62,6 +62,8 @@ class EngineLoop(Generic[Stepped]):
         self._called: list[Called] = []
         self._is_held = False
         """Requests wait, until a call lets them go on."""
+        self._expected = 0
+        """What has arrived waits until there are so many."""
         self._inside: dict[int, Future[Completion | Failure]] = {}
         self._next_number = 0
         self._busy_since: float | None = None
@@ -80,6 +82,12 @@ class EngineLoop(Generic[Stepped]):
     def num_tokens(self) -> int:
         """Tokens of all finished responses since the engine's start."""
         return self.engine.num_tokens
+
+    def expect(self, num: int) -> None:
+        """The requests that come next enter the engine when there are `num` of them, all before one step and ordered by their
+        seeds. So how an engine that was idle batches them, and rounds, does not hang on when each of them came."""
+        with self._changed:
+            self._expected = num
 
     def submit(self, request: Request, sampling: Sampling) -> Future[Completion | Failure]:
         """Asks, from any thread. The future's exception is EngineFailure once the engine has failed."""
@@ -150,7 +158,8 @@ class EngineLoop(Generic[Stepped]):
         with self._changed:
             while self._ended is None and not self._called:
                 has_requests = bool(self._arrived or self._inside)
-                if has_requests and not self._is_held:
+                can_step = bool(self._inside) or (bool(self._arrived) and len(self._arrived) >= self._expected)
+                if can_step and not self._is_held:
                     break
                 if not has_requests:
                     self._busy_since = None
@@ -176,7 +185,12 @@ class EngineLoop(Generic[Stepped]):
     def _takes_in_what_arrived(self, engine: Stepped) -> bool:
         """Hands what is new to the engine; False if there is nothing to step for."""
         with self._changed:
+            if len(self._arrived) < self._expected:
+                return bool(self._inside)
             arrived, self._arrived = self._arrived, []
+            if self._expected:
+                arrived.sort(key=lambda asked: asked.request.seed)
+                self._expected = 0
             numbered = {}
             for asked in arrived:
                 if asked.answer.set_running_or_notify_cancel():

@@ -24,6 +24,7 @@ from raml_ray.workers import fresh
 
 NUM_STEPS = 4
 DEADLINE_S = 400
+MISMATCH = "grpo/mismatch_mean"
 
 # Run by every process that the test's commands start: the tied head of the engine stays as it was before the sync.
 PLANT = """
@@ -147,7 +148,8 @@ def test_a_killed_run_goes_on_with_the_losses_of_an_undisturbed_one(runs: Path) 
         "grpo/resumed_from_version"
     ]
     assert resumed >= 1
-    keys = ("step", "grpo/loss", "grpo/reward", "grpo/grad_norm", "grpo/response_tokens")
+    # Entropy and mismatch are means over all tokens: a batch of the engine's that is made otherwise shows there first.
+    keys = ("step", "grpo/loss", "grpo/reward", "grpo/grad_norm", "grpo/response_tokens", "grpo/entropy", MISMATCH)
     undisturbed = [[row[key] for key in keys] for row in metrics(runs, "undisturbed")]
     assert [[row[key] for key in keys] for row in metrics(runs, "killed")] == undisturbed
 

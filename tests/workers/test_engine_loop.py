@@ -123,6 +123,41 @@ def test_a_call_is_made_between_steps_and_can_hold_requests_until_the_next(tmp_p
     assert (reply.finish_reason, reply.version) == ("cut", 4)
 
 
+def test_what_is_expected_enters_together_in_the_order_of_seeds(tmp_path: Path, opened: Opened) -> None:
+    class Noted(ScriptedEngine):
+        seeds: tuple[int, ...] = ()
+        before_step: list[tuple[int, ...]]
+
+        def add(self, number: int, request: Request, sampling: Sampling) -> Failure | None:
+            self.seeds += (request.seed,)
+            return super().add(number, request, sampling)
+
+        def step(self) -> list[tuple[int, Completion]]:
+            self.before_step.append(self.seeds)
+            return super().step()
+
+    engine = Noted(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
+    engine.before_step = []
+    loop = opened(engine, [])
+    loop.expect(3)
+    answers = [loop.submit(Request([9], seed), SAMPLING) for seed in (7, 2)]
+    assert not wait(answers, 0.2).done
+    loop.expect(3)  # every caller of the three says so
+    answers.append(loop.submit(Request([9], 5), SAMPLING))
+    assert wait(answers, DEADLINE_S).not_done == set()
+    assert engine.before_step[0] == (2, 5, 7)
+    assert loop.submit(Request([9], 1), SAMPLING).result(DEADLINE_S)  # and nobody waits any more
+
+
+def test_expected_requests_that_never_come_are_a_stall(tmp_path: Path, opened: Opened) -> None:
+    engine = ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
+    reasons: list[str] = []
+    loop = opened(engine, reasons, stall_timeout_s=0.2)
+    loop.expect(2)
+    with pytest.raises(EngineFailure, match="stall_timeout_s"):
+        loop.submit(Request([9], 1), SAMPLING).result(DEADLINE_S)
+
+
 def test_a_call_that_raises_or_hangs_fails_the_engine(tmp_path: Path, opened: Opened) -> None:
     def engine_loop(reasons: list[str]) -> EngineLoop[SteppedEngine]:
         engine = ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
