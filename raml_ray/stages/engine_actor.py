@@ -13,7 +13,7 @@ from raml_ray.policy_source import on_this_node
 from raml_ray.stages import meters
 from raml_ray.stages.shard_sampler import engine_class
 from raml_ray.workers.engine import Engine
-from raml_ray.workers.engine_loop import EngineLoop
+from raml_ray.workers.engine_loop import EngineLoop, Together
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling
 from raml_ray.workers.scripted_engine import ScriptedEngine
 from raml_ray.workers.weights import Layout
@@ -51,12 +51,12 @@ class PolicyEngine:
         """Of the weights that it has. That it answers says that the process is alive, whatever its engine does."""
         return self._engine.version
 
-    async def generate(self, requests: list[Request], sampling: Sampling, wave: int = 0) -> list[Completion | Failure]:
-        """The answers. With `wave` these requests are some of so many that begin together (`EngineLoop.expect`)."""
-        if wave:
-            self._loop.expect(wave)
+    async def generate(
+        self, requests: list[Request], sampling: Sampling, together: Together | None
+    ) -> list[Completion | Failure]:
+        """The answers; these requests may be some of those that enter together (`EngineLoop.submit`)."""
         await self._between_steps(lambda: faults.reach("engine", 0, self._engine.version + 1))
-        answers = [asyncio.wrap_future(self._loop.submit(request, sampling)) for request in requests]
+        answers = [asyncio.wrap_future(self._loop.submit(request, sampling, together)) for request in requests]
         found = list(await asyncio.gather(*answers))
         lengths = [len(answer.token_ids) for answer in found if isinstance(answer, Completion)]
         meters.count("raml_engine_responses", len(lengths))

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -127,17 +127,17 @@ class EngineGroup:
 
         return await self._until(found)
 
-    def begun(self, num_groups: int, size: int) -> list[Begun | None]:
+    def begun(self, num_groups: int, size: int, name: Hashable) -> list[Begun | None]:
         """As `engine_places.begun`; nowhere where versions are sampled ahead: engines are at work on others then."""
         most = 0 if self._config.grpo.max_staleness else self._config.engine.max_num_seqs
-        return engine_places.begun(self._places, num_groups, size, most)
+        return engine_places.begun(self._places, num_groups, size, most, name)
 
     async def generate(self, begun: Begun, requests: list[Request], sampling: Sampling) -> list[Completion | Failure]:
         """Raises: EngineLost if the engine dies, raises, or makes no progress for engine.stall_timeout_s."""
         place = begun.place
         place.num_under_way += len(requests)
         try:
-            answers: list[Completion | Failure] = await self._ask(place, "generate", requests, sampling, begun.wave)
+            answers: list[Completion | Failure] = await self._ask(place, "generate", requests, sampling, begun.together)
         finally:
             place.num_under_way -= len(requests)
             self._tell()

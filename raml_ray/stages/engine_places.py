@@ -1,7 +1,7 @@
 """Where a pool's engines run, and what is known of them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from raml_ray.stages.engine_actor import Bucket
+from raml_ray.workers.engine_loop import Together
 from raml_ray.workers.sync_check import Probe
 
 
@@ -64,20 +65,21 @@ class Place:
 
 
 class Begun(NamedTuple):
-    """Where requests are asked first, and how many of a wave begin there together."""
+    """Where a group of requests is asked, and what it enters the engine with."""
 
     place: Place
-    wave: int
+    together: Together | None = None
 
 
-def begun(places: Sequence[Place], num_groups: int, size: int, most: int) -> list[Begun | None]:
-    """Where so many groups of `size` requests begin together: engines in turns; nowhere unless all of them are healthy and
-    idle, and hold what is theirs within `most` requests each."""
+def begun(places: Sequence[Place], num_groups: int, size: int, most: int, name: Hashable) -> list[Begun | None]:
+    """Where so many groups of `size` requests begin, those of an engine together: engines in turns; nowhere unless all of
+    them are healthy and idle, and hold what is theirs within `most` requests each. `name` is this wave's alone."""
     num = len(places)
     is_idle = bool(places) and all(place.state is State.HEALTHY and not place.num_under_way for place in places)
     if not is_idle or -(-num_groups // num) * size > most:
         return [None] * num_groups
-    return [Begun(places[i % num], len(range(i % num, num_groups, num)) * size) for i in range(num_groups)]
+    shares = [Together(name, len(range(index, num_groups, num)) * size) for index in range(num)]
+    return [Begun(places[group % num], shares[group % num]) for group in range(num_groups)]
 
 
 def told(error: RayError) -> str:

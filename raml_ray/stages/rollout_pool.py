@@ -248,7 +248,7 @@ class RolloutPool:
             seed=self._config.seed,
             first_place=first_place,
         )
-        firsts = self._engines.begun(len(questions), size)
+        firsts = self._engines.begun(len(questions), size, name=began)
         groups = await asyncio.gather(
             *(
                 self._group(question, requests[index * size : (index + 1) * size], step, first)
@@ -274,7 +274,7 @@ class RolloutPool:
         sampling = Sampling(settings.temperature, 1.0, -1, settings.max_tokens, self._stop)
         answers: dict[int, Completion | Failure] = {}
         while missing := [index for index in range(len(requests)) if index not in answers]:
-            begun, first = first or Begun(await self._engines.place_with_room(len(missing)), wave=0), None
+            begun, first = first or Begun(await self._engines.place_with_room(len(missing))), None
             try:
                 found = await self._engines.generate(begun, [requests[index] for index in missing], sampling)
             except EngineLost as error:

@@ -42,7 +42,5 @@ class TrialCallbacks(tune.Callback):
         began = self._began.get(name, time.monotonic())  # none where its process could not be started
         logger.info("trial %s %s %.1f s", name, how, time.monotonic() - began)
         for group in self._reserved[name]:
-            with contextlib.suppress(
-                ValueError
-            ):  # there is none of that name, as after every step that came to its end
+            with contextlib.suppress(ValueError):  # none of that name is left, as after every step that ran to its end
                 remove_placement_group(get_placement_group(group))

@@ -4,6 +4,7 @@ for pairs of branches.
 A dense mask over a pass's keys would cost the square of the pass, nearly all of it between branches that do not see each
 other. A softmax over two sets of keys is the mean of the softmaxes over each, weighted by the sums of their exponentials:
 the kernel gives the logarithm of that sum beside its output (as FlashAttention does over blocks of keys, arXiv:2205.14135).
+It is called by its private name: torch's public function keeps that logarithm to itself.
 """
 
 from collections.abc import Iterator, Sequence

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -17,6 +17,13 @@ LOOKS_PER_STALL = 10
 
 class EngineFailure(RuntimeError):
     """The engine has failed, or its loop was closed; every request that had no answer then has this one."""
+
+
+class Together(NamedTuple):
+    """Requests that are to enter the engine before one step: `Together("version 3", num=32)`."""
+
+    name: Hashable
+    num: int
 
 
 class Asked(NamedTuple):
@@ -62,8 +69,8 @@ class EngineLoop(Generic[Stepped]):
         self._called: list[Called] = []
         self._is_held = False
         """Requests wait, until a call lets them go on."""
-        self._expected = 0
-        """What has arrived waits until there are so many."""
+        self._gathered: dict[Hashable, list[Asked]] = {}
+        """What is to enter together, by name, until all of it is there."""
         self._inside: dict[int, Future[Completion | Failure]] = {}
         self._next_number = 0
         self._busy_since: float | None = None
@@ -83,23 +90,32 @@ class EngineLoop(Generic[Stepped]):
         """Tokens of all finished responses since the engine's start."""
         return self.engine.num_tokens
 
-    def expect(self, num: int) -> None:
-        """The requests that come next enter the engine when there are `num` of them, all before one step and ordered by their
-        seeds. So how an engine that was idle batches them, and rounds, does not hang on when each of them came."""
-        with self._changed:
-            self._expected = num
+    def submit(
+        self, request: Request, sampling: Sampling, together: Together | None = None
+    ) -> Future[Completion | Failure]:
+        """Asks, from any thread. The future's exception is EngineFailure once the engine has failed.
 
-    def submit(self, request: Request, sampling: Sampling) -> Future[Completion | Failure]:
-        """Asks, from any thread. The future's exception is EngineFailure once the engine has failed."""
+        Requests that are `together` enter before one step, ordered by their seeds, when all of them are there: so how an engine
+        that was idle batches them, and rounds, does not hang on when each of them came.
+        """
         answer: Future[Completion | Failure] = Future()
         with self._changed:
             if self._ended is None:
-                self._arrived.append(Asked(request, sampling, answer))
+                asked = Asked(request, sampling, answer)
+                self._arrived += [asked] if together is None else self._complete(asked, together)
                 self._changed.notify()
                 return answer
             reason = self._ended
         answer.set_exception(EngineFailure(reason))
         return answer
+
+    def _complete(self, asked: Asked, together: Together) -> list[Asked]:
+        """All that are together, with the last of them; before, none."""
+        gathered = self._gathered.setdefault(together.name, [])
+        gathered.append(asked)
+        if len(gathered) < together.num:
+            return []
+        return sorted(self._gathered.pop(together.name), key=lambda one: one.request.seed)
 
     def call(self, function: Callable[[], Found], *, holds: bool | None = None) -> Future[Found]:
         """Has the function called in the engine's own thread, before its next step; calls are made in their order.
@@ -157,8 +173,8 @@ class EngineLoop(Generic[Stepped]):
         """False once the loop has ended."""
         with self._changed:
             while self._ended is None and not self._called:
-                has_requests = bool(self._arrived or self._inside)
-                can_step = bool(self._inside) or (bool(self._arrived) and len(self._arrived) >= self._expected)
+                can_step = bool(self._arrived or self._inside)
+                has_requests = can_step or bool(self._gathered)
                 if can_step and not self._is_held:
                     break
                 if not has_requests:
@@ -185,12 +201,7 @@ class EngineLoop(Generic[Stepped]):
     def _takes_in_what_arrived(self, engine: Stepped) -> bool:
         """Hands what is new to the engine; False if there is nothing to step for."""
         with self._changed:
-            if len(self._arrived) < self._expected:
-                return bool(self._inside)
             arrived, self._arrived = self._arrived, []
-            if self._expected:
-                arrived.sort(key=lambda asked: asked.request.seed)
-                self._expected = 0
             numbered = {}
             for asked in arrived:
                 if asked.answer.set_running_or_notify_cancel():
@@ -232,10 +243,11 @@ class EngineLoop(Generic[Stepped]):
     def _tell(self, reason: str) -> None:
         """Everyone who still waits is told, and both threads end."""
         with self._changed:
-            left = [asked.answer for asked in self._arrived if asked.answer.set_running_or_notify_cancel()]
+            waiting = [*self._arrived, *(asked for gathered in self._gathered.values() for asked in gathered)]
+            left = [asked.answer for asked in waiting if asked.answer.set_running_or_notify_cancel()]
             left += self._inside.values()
             calls = [called.answer for called in self._called]
-            self._arrived, self._inside, self._called = [], {}, []
+            self._arrived, self._gathered, self._inside, self._called = [], {}, {}, []
             self._changed.notify()
         self._over.set()
         for answer in (*left, *calls):

@@ -100,17 +100,34 @@ def ancestry(branches: Sequence[Branch], device: torch.device) -> Tensor:
 
 def rule(query: Tokens, key: Tokens, is_ancestor_RSS: Tensor, window: int | None) -> Rule:
     """Who sees whom. With a sliding window a token sees so many positions, itself included."""
+    sees_text, sees_way = _on_text(query, key, window), _on_branch(query, key, is_ancestor_RSS, window)
+    return lambda q, k: sees_text(q, k) | sees_way(q, k)
+
+
+def _on_text(query: Tokens, key: Tokens, window: int | None) -> Rule:
+    """Which keys of its trajectory a token sees."""
 
     def sees(q: Tensor, k: Tensor) -> Tensor:
-        prefix = (key.branch_N[k] == ON_TRAJECTORY) & (key.position_N[k] < query.seen_N[q])
-        way = (key.branch_N[k] == query.branch_N[q]) & (key.branch_N[k] != ON_TRAJECTORY)
-        way = way & is_ancestor_RSS[query.trajectory_N[q], query.node_N[q], key.node_N[k]]
-        found = (key.trajectory_N[k] == query.trajectory_N[q]) & (prefix | way)
-        if window is not None:
-            found = found & (query.position_N[q] - key.position_N[k] < window)
-        return found
+        is_text = (key.branch_N[k] == ON_TRAJECTORY) & (key.position_N[k] < query.seen_N[q])
+        return is_text & (key.trajectory_N[k] == query.trajectory_N[q]) & _is_near(query, key, window, q, k)
 
     return sees
+
+
+def _on_branch(query: Tokens, key: Tokens, is_ancestor_RSS: Tensor, window: int | None) -> Rule:
+    """Which keys of its own branch a token sees."""
+
+    def sees(q: Tensor, k: Tensor) -> Tensor:
+        is_own = (key.branch_N[k] == query.branch_N[q]) & (key.branch_N[k] != ON_TRAJECTORY)
+        is_way = is_ancestor_RSS[query.trajectory_N[q], query.node_N[q], key.node_N[k]]
+        is_mine = is_own & (key.trajectory_N[k] == query.trajectory_N[q])
+        return is_mine & is_way & _is_near(query, key, window, q, k)
+
+    return sees
+
+
+def _is_near(query: Tokens, key: Tokens, window: int | None, q: Tensor, k: Tensor) -> Tensor | bool:
+    return window is None or query.position_N[q] - key.position_N[k] < window
 
 
 def dense(sees: Rule, num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -125,16 +142,13 @@ def dense_by_branch(
     """The rule for branches as `branch_attention` takes it, (1, 1, N, C + S): what each of the N tokens of branches, of
     these sizes, sees of the C keys, which lie on trajectories, and then of the first token of its own branch, its second,
     ... its S-th, S being the largest size; what a smaller branch does not have means nothing."""
-    size_B = torch.tensor(sizes, device=query.id_N.device)
+    query_N1 = torch.arange(len(query.id_N))[:, None]
+    size_B = torch.tensor(sizes)
     start_N1 = (size_B.cumsum(0) - size_B).repeat_interleave(size_B)[:, None]
-    own_NS = (start_N1 + torch.arange(max(sizes), device=start_N1.device)).clamp(max=len(query.id_N) - 1)
-    trajectory_N1, node_N1, position_N1 = (c[:, None] for c in (query.trajectory_N, query.node_N, query.position_N))
-    prefix_NC = (key.trajectory_N == trajectory_N1) & (key.position_N < query.seen_N[:, None])
-    way_NS = is_ancestor_RSS[trajectory_N1, node_N1, query.node_N[own_NS]]
-    if window is not None:
-        prefix_NC &= position_N1 - key.position_N < window
-        way_NS &= position_N1 - query.position_N[own_NS] < window
-    return _additive(torch.cat([prefix_NC, way_NS], dim=1), dtype)
+    own_NS = (start_N1 + torch.arange(max(sizes))).clamp(max=len(query_N1) - 1)
+    text_NC = _on_text(query, key, window)(query_N1, torch.arange(len(key.id_N)))
+    way_NS = _on_branch(query, query, is_ancestor_RSS, window)(query_N1, own_NS)
+    return _additive(torch.cat([text_NC, way_NS], dim=1), dtype)
 
 
 def _additive(visible_QK: Tensor, dtype: torch.dtype) -> Tensor:

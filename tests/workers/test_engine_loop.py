@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from raml_ray.settings import EngineConfig
 from raml_ray.workers import weights
 from raml_ray.workers.engine import Engine
-from raml_ray.workers.engine_loop import EngineFailure, EngineLoop
+from raml_ray.workers.engine_loop import EngineFailure, EngineLoop, Together
 from raml_ray.workers.sampling import Completion, Failure, Request, Sampling, SteppedEngine
 from raml_ray.workers.scripted_engine import ScriptedEngine
 from tests.workers import tiny
@@ -123,7 +123,9 @@ def test_a_call_is_made_between_steps_and_can_hold_requests_until_the_next(tmp_p
     assert (reply.finish_reason, reply.version) == ("cut", 4)
 
 
-def test_what_is_expected_enters_together_in_the_order_of_seeds(tmp_path: Path, opened: Opened) -> None:
+def test_requests_that_are_together_enter_before_one_step_in_the_order_of_their_seeds(
+    tmp_path: Path, opened: Opened
+) -> None:
     class Noted(ScriptedEngine):
         seeds: tuple[int, ...] = ()
         before_step: list[tuple[int, ...]]
@@ -139,23 +141,21 @@ def test_what_is_expected_enters_together_in_the_order_of_seeds(tmp_path: Path, 
     engine = Noted(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
     engine.before_step = []
     loop = opened(engine, [])
-    loop.expect(3)
-    answers = [loop.submit(Request([9], seed), SAMPLING) for seed in (7, 2)]
+    three = Together("wave", 3)
+    answers = [loop.submit(Request([9], seed), SAMPLING, three) for seed in (7, 2)]
+    assert loop.submit(Request([9], 1), SAMPLING).result(DEADLINE_S)  # what comes by itself neither waits nor counts
     assert not wait(answers, 0.2).done
-    loop.expect(3)  # every caller of the three says so
-    answers.append(loop.submit(Request([9], 5), SAMPLING))
+    answers.append(loop.submit(Request([9], 5), SAMPLING, three))
     assert wait(answers, DEADLINE_S).not_done == set()
-    assert engine.before_step[0] == (2, 5, 7)
-    assert loop.submit(Request([9], 1), SAMPLING).result(DEADLINE_S)  # and nobody waits any more
+    steps = list(dict.fromkeys(engine.before_step))
+    assert steps == [(1,), (1, 2, 5, 7)]
 
 
-def test_expected_requests_that_never_come_are_a_stall(tmp_path: Path, opened: Opened) -> None:
+def test_requests_whose_others_never_come_are_a_stall(tmp_path: Path, opened: Opened) -> None:
     engine = ScriptedEngine(str(tmp_path), SETTINGS, seed=0, vocab_size=VOCAB_SIZE)
-    reasons: list[str] = []
-    loop = opened(engine, reasons, stall_timeout_s=0.2)
-    loop.expect(2)
+    loop = opened(engine, [], stall_timeout_s=0.2)
     with pytest.raises(EngineFailure, match="stall_timeout_s"):
-        loop.submit(Request([9], 1), SAMPLING).result(DEADLINE_S)
+        loop.submit(Request([9], 1), SAMPLING, Together("wave", 2)).result(DEADLINE_S)
 
 
 def test_a_call_that_raises_or_hangs_fails_the_engine(tmp_path: Path, opened: Opened) -> None:
