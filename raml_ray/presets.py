@@ -128,7 +128,8 @@ def gsm8k_science() -> Config:
         Step(name="verify_human", stage="verify", data=("human",), overrides=people),
         instrument("lhat", judged),
         instrument("roles", ("lhat",)),
-        instrument("interventions", judged, interventions__category="transition"),
+        # These solutions hardly reflect; they say "so" and "then".
+        instrument("interventions", judged, interventions__category="transition", interventions__num_samples=2),
         instrument("pseudo_update", judged, pseudo_update__num_positions=8),
         instrument("real_updates", judged),
         instrument("modes", judged),

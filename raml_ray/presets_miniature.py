@@ -2,6 +2,8 @@
 
 from raml_ray.config import Config, Step, override
 
+WORDS: dict[str, object] = {"interventions.neutral": ["re: _"], "interventions.num_samples": 4}
+"""The miniature's only words without a role are its empty slots."""
 
 def miniature() -> Config:
     """The whole way on one machine: an embedded arithmetic task, a policy trained from scratch, every stage."""
@@ -33,6 +35,9 @@ def miniature() -> Config:
             "engine.cpus_per_engine": 2,
             "train.cpus_per_worker": 2,
             "cluster.num_cpus": 5,
+            # L-hat of 16 right trajectories while SFT and GRPO learn: a second in all.
+            "train.probe_every": 10,
+            "train.probe_data": "verify",
             "evaluate.sets": {name: f"miniature:{name}" for name in ("in_domain", "deeper", "transfer")},
             "report.title": "RaML on the miniature",
         },
@@ -120,6 +125,9 @@ def miniature_open() -> Config:
             if name != "sft"
         ),
         _features(("evaluate_base",), "base"),
+        # Of all policies here, base writes `Wait` most often.
+        _instrument("roles", ("lhat_base",), policy="base"),
+        _instrument("interventions", ("evaluate_base",), WORDS, policy="base"),
         Step(name="report", stage="report"),
     )
     return override(
@@ -153,8 +161,7 @@ def miniature_science() -> Config:
         _instrument("roles", ("lhat",)),
         _instrument("pseudo_update", tried),
         _instrument("real_updates", tried, {"analyze.num_questions": 12}),
-        # The miniature's only other words are its empty slots.
-        _instrument("interventions", tried, {"interventions.neutral": ["re: _"], "interventions.num_samples": 4}),
+        _instrument("interventions", tried, WORDS),
         _instrument("modes", tried),
         _instrument("shorter", tried),
         _instrument("landscape", tried, {"analyze.num_questions": 3}),
