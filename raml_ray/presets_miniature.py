@@ -5,6 +5,7 @@ from raml_ray.config import Config, Step, override
 WORDS: dict[str, object] = {"interventions.neutral": ["re: _"], "interventions.num_samples": 4}
 """The miniature's only words without a role are its empty slots."""
 
+
 def miniature() -> Config:
     """The whole way on one machine: an embedded arithmetic task, a policy trained from scratch, every stage."""
     evaluated = ("base", "sft", "grpo_zero", "grpo_cold")

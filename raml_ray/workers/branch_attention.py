@@ -25,9 +25,9 @@ BRANCHING = "raml_branching"
 
 @contextmanager
 def where_it_can(model: PreTrainedModel) -> Iterator[None]:
-    """For a while the model takes `branch_sizes`, if it lies on a CPU and attends by torch's kernel."""
+    """For a while the model takes `branch_sizes`, if it lies on a CPU and attends by torch's kernel, called by its name."""
     before = model.config._attn_implementation
-    if before != "sdpa" or model.device.type != "cpu":
+    if before != "sdpa" or model.device.type != "cpu" or not model._supports_attention_backend:
         yield
         return
     model.set_attn_implementation(BRANCHING)

@@ -7,7 +7,6 @@ of T * T / 2. Answers that share a beginning share its tokens.
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +15,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import DynamicCache, PreTrainedModel
 
 from raml_ray.formulas.lhat import lhat
-from raml_ray.text.suffix import AnswerSuffix, Branch, branch
-from raml_ray.workers import branch_attention, probe_memory, probe_recurrent, probe_support, sight
+from raml_ray.text.suffix import Branch, branch
+from raml_ray.workers import branch_attention, probe_memory, probe_proof, probe_recurrent, probe_support, sight
 from raml_ray.workers.branch_attention import BRANCHING
 from raml_ray.workers.probe_memory import MIB, Costs
-from raml_ray.workers.probe_support import BY_KIND, FLEX
+from raml_ray.workers.probe_support import FLEX
+from raml_ray.workers.probe_text import Probe
 from raml_ray.workers.sight import Run, Tokens
 
 PAIRS_PER_SIZE = 2
@@ -31,15 +31,6 @@ LEAST_TOKENS = 512
 MOST_APART = 1024
 """Tokens of a pass in which branches cost each other nothing (`branch_attention`): more spare few calls, and hold the
 branches of early positions against the text of late ones."""
-
-
-class Probe(NamedTuple):
-    """One text, the prefixes of it that are asked, and the answers that each is asked for."""
-
-    token_ids: Sequence[int]
-    lengths: Sequence[int]
-    """Tokens of each prefix, ascending, K of them."""
-    suffixes: Sequence[AnswerSuffix]
 
 
 def answer_nll(model: PreTrainedModel, probes: Sequence[Probe], *, memory_mib: float) -> list[list[np.ndarray]]:
@@ -66,6 +57,12 @@ def answer_logprobs(model: PreTrainedModel, probes: Sequence[Probe], *, memory_m
     model.eval()
     if probe_support.is_recurrent(model):
         return probe_recurrent.answer_logprobs(model, probes, memory_mib)
+    if model.config.model_type not in probe_support.SUPPORTED:
+        probe_proof.check(model, _by_tree)
+    return _by_tree(model, probes, memory_mib)
+
+
+def _by_tree(model: PreTrainedModel, probes: Sequence[Probe], memory_mib: float) -> list[list[Tensor]]:
     with branch_attention.where_it_can(model):
         packs = _packs(model, probes, memory_mib)
         return [of_probe for pack in packs for of_probe in _Pack(model, pack, memory_mib).logprobs()]
@@ -225,7 +222,7 @@ class _Pack:
 
     def _masks(self, query: Tokens, key: Tokens, branch_sizes: Sequence[int] | None = None) -> object:
         masks = {kind: self._mask(query, key, window, branch_sizes) for kind, window in self._windows.items()}
-        return masks if self._model.config.model_type in BY_KIND else next(iter(masks.values()))
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _mask(
         self, query: Tokens, key: Tokens, window: int | None, branch_sizes: Sequence[int] | None

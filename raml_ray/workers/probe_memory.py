@@ -30,14 +30,16 @@ class Costs(NamedTuple):
 def costs(config: PretrainedConfig, itemsize: int, *, num_masks: int, is_eager: bool) -> Costs:
     """Of the architecture with numbers of `itemsize` bytes and so many masks; block masks count as one byte a pair, which
     making them takes."""
-    sizes = config.to_dict()
-    heads = sizes["num_attention_heads"]
-    kv_heads = sizes.get("num_key_value_heads") or heads
-    head_size = sizes.get("head_dim") or sizes["hidden_size"] // heads
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or hidden // heads
+    # Four times the hidden size is what configs mean that say nothing (GPT-2's). Of experts a token passes several.
+    expert = (getattr(config, "num_experts_per_tok", None) or 1) * (getattr(config, "moe_intermediate_size", None) or 0)
+    wide = max(getattr(config, "intermediate_size", None) or 4 * hidden, expert)
     state = 2 * head_size * itemsize
     return Costs(
-        per_key=state * (sizes["num_hidden_layers"] * kv_heads + kv_heads + heads),
-        per_token=itemsize * (6 * sizes["hidden_size"] + 2 * heads * head_size + 3 * sizes["intermediate_size"]),
+        per_key=state * (config.num_hidden_layers * kv_heads + kv_heads + heads),
+        per_token=itemsize * (6 * hidden + 2 * heads * head_size + 3 * wide),
         per_pair=num_masks * itemsize + 8 + (heads * (itemsize + 8) if is_eager else 0),
-        per_logits=sizes["vocab_size"] * (itemsize + (4 if itemsize == 4 else 8)),
+        per_logits=config.vocab_size * (itemsize + (4 if itemsize == 4 else 8)),
     )

@@ -6,7 +6,7 @@ Nothing is approximated: a copy of a state is all that the policy knows of a pre
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from transformers import PreTrainedModel
 from raml_ray.text.suffix import Branch, branch
 from raml_ray.workers import recurrent_forms
 from raml_ray.workers.probe_memory import MIB
+from raml_ray.workers.probe_text import Probe
 from raml_ray.workers.recurrent_forms import FORMS, State
-
-if TYPE_CHECKING:
-    from raml_ray.workers.probe import Probe
 
 TEMPORARIES = 6
 """Tensors of a layer's state, float32, that a step holds while it computes the next one."""

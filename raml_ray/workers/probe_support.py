@@ -4,25 +4,49 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from raml_ray.workers.recurrent_forms import FORMS
 
-SUPPORTED = ("gemma", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
-"""Architectures (config.model_type) whose every layer attends to what the mask allows, at the positions it is given."""
-BY_KIND = ("gemma3_text", "qwen2", "qwen3")
-"""Those of them that take one mask per kind of layer."""
+SUPPORTED = (
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "gpt2",
+    "gpt_neox",
+    "gpt_oss",
+    "granite",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "olmoe",
+    "phi3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+    "starcoder2",
+)
+"""Architectures (config.model_type) that are probed exactly by test. Others are looked at when they come
+(`probe_proof`)."""
 FLEX = "flex_attention"
 """Attention that skips the pairs which do not see each other: on GPUs."""
 ATTENTION = ("sdpa", "eager", FLEX)
 
 
+KNOWN = f"known are, by attention, {', '.join(SUPPORTED)}, and, by their state, {', '.join(FORMS)}"
+
+
 def check(model: PreTrainedModel) -> None:
-    """Raises: ValueError if the architecture, one of its settings, or its attention is none that a probe knows."""
+    """Raises: ValueError if one of the policy's settings, its attention or its state is none that a probe knows."""
     config = model.config
     if is_recurrent(model):
         return
-    if config.model_type not in SUPPORTED:
-        raise ValueError(
-            f"{config.model_type} policies cannot be probed: known are, by attention, {', '.join(SUPPORTED)}, and, by their"
-            f" state, {', '.join(FORMS)}"
-        )
+    if model._is_stateful:
+        raise ValueError(f"{config.model_type} policies cannot be probed: {KNOWN}")
     settings = config.to_dict()
     if unknown := set(settings.get("layer_types") or ()) - {"full_attention", "sliding_attention"}:
         raise ValueError(f"{config.model_type} with {', '.join(sorted(unknown))} layers cannot be probed")
@@ -50,9 +74,8 @@ def use_blocks(model: PreTrainedModel) -> None:
 
 
 def windows(config: PretrainedConfig) -> dict[str, int | None]:
-    """Kind of layer -> positions that it sees, None for all."""
+    """Kind of layer -> positions that it sees, None for all. Layers that name no kinds all have the window, if there is one."""
     settings = config.to_dict()
-    kinds = settings.get("layer_types") or ["full_attention"]
-    if config.model_type == "mistral" and settings.get("sliding_window"):
-        kinds = ["sliding_attention"]
+    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
+    kinds = settings.get("layer_types") or ["sliding_attention" if window else "full_attention"]
     return {kind: settings["sliding_window"] if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}

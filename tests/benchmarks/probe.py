@@ -27,7 +27,7 @@ from raml_ray.settings import EngineConfig
 from raml_ray.text.suffix import AnswerSuffix
 from raml_ray.workers import policy, prefix_requests, probe
 from raml_ray.workers.engine import Engine
-from raml_ray.workers.probe import Probe
+from raml_ray.workers.probe_text import Probe
 
 WAYS = ("requests", "tree")
 HEADER, ANSWER = 9, 3

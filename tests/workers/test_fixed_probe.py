@@ -8,7 +8,7 @@ from raml_ray.stages import learner_probe
 from raml_ray.text.batches import Example
 from raml_ray.text.suffix import answer_suffix
 from raml_ray.workers import fixed_probe, probe, sharding
-from raml_ray.workers.probe import Probe
+from raml_ray.workers.probe_text import Probe
 from tests.workers import ranks, tiny
 
 TOKENIZER = miniature.build()

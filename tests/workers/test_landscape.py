@@ -9,7 +9,7 @@ from raml_ray.formulas import landscape as formulas
 from raml_ray.formulas.landscape import Point
 from raml_ray.workers import landscape, probe
 from raml_ray.workers.answer_loss import answer_loss
-from raml_ray.workers.probe import Probe
+from raml_ray.workers.probe_text import Probe
 from tests.workers.test_probe import SUFFIX, TOKENS, policy
 
 PROMPT, TRAJECTORY = TOKENS[:5], TOKENS[5:]

@@ -18,12 +18,35 @@ from raml_ray.settings import EngineConfig
 from raml_ray.text.suffix import AnswerSuffix
 from raml_ray.workers import branch_attention, prefix_requests, probe, probe_memory, probe_support
 from raml_ray.workers.engine import Engine
-from raml_ray.workers.probe import Probe
 from raml_ray.workers.probe_support import SUPPORTED
+from raml_ray.workers.probe_text import Probe
 
 VOCAB_SIZE = 53
 TOKENS = [(7 * index * index + 3) % VOCAB_SIZE for index in range(30)]
 SUFFIX = AnswerSuffix([50, 51, 4, 9, 12], [False, False, True, True, True])
+
+
+EXPERTS = {
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+OWN_SIZES: dict[str, dict[str, object]] = {
+    "cohere": {"logit_scale": 1.0},
+    "cohere2": {"logit_scale": 1.0, "sliding_window": 64},
+    "exaone4": {"sliding_window": 64},
+    "gemma2": {"sliding_window": 64},
+    "gemma3_text": {"sliding_window": 64},
+    "gpt2": {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64},
+    "gpt_oss": EXPERTS | {"sliding_window": 64},
+    "mixtral": EXPERTS,
+    "olmo3": {"sliding_window": 64},
+    "olmoe": EXPERTS,
+    "qwen2_moe": EXPERTS,
+    "qwen3_moe": EXPERTS,
+}
 
 
 def policy(model_type: str, **changed: object) -> PreTrainedModel:
@@ -38,9 +61,10 @@ def policy(model_type: str, **changed: object) -> PreTrainedModel:
         "head_dim": 16,
         "max_position_embeddings": 64,
         "initializer_range": 0.15,
-        "sliding_window": 64 if model_type == "gemma3_text" else None,
+        "sliding_window": None,
+        "pad_token_id": 0,
     }
-    config = AutoConfig.for_model(model_type, **(sizes | changed))
+    config = AutoConfig.for_model(model_type, **(sizes | OWN_SIZES.get(model_type, {}) | changed))
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model.eval()
 
@@ -76,10 +100,23 @@ def test_branches_give_what_one_forward_per_prefix_gives(model_type: str, memory
     assert np.ptp(expected, axis=0).min() > 0.5
 
 
-WINDOWS = {
+ONE_LAYER: dict[str, object] = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+WINDOWS: dict[str, dict[str, object]] = {
+    "cohere2": ONE_LAYER,
+    "exaone4": ONE_LAYER,
+    "gemma2": ONE_LAYER,
+    "gemma3_text": ONE_LAYER,
+    "gpt_oss": ONE_LAYER,
     "mistral": {"sliding_window": 8},
+    "mixtral": {"sliding_window": 8},
+    "olmo3": ONE_LAYER,
+    "phi3": {"sliding_window": 8},
     "qwen2": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
-    "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen2_moe": {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": ONE_LAYER | {"use_sliding_window": True},
+    "qwen3_moe": {"sliding_window": 8, "use_sliding_window": True},
+    "smollm3": ONE_LAYER | {"use_sliding_window": True},
+    "starcoder2": {"sliding_window": 8},
 }
 
 
@@ -218,10 +255,37 @@ def test_the_bytes_of_a_pass_by_hand() -> None:
     assert costs.bytes(1, 20, 300) == 21 * costs.per_key + 300 * VOCAB_SIZE * 8  # here the head is the peak
 
 
-def test_other_architectures_are_refused_by_name() -> None:
-    model = policy("gpt_neox", num_key_value_heads=None)
-    with pytest.raises(ValueError, match="gpt_neox"):
+def test_an_architecture_that_no_test_knows_is_probed_where_a_look_at_it_proves_exact() -> None:
+    model = policy(
+        "stablelm", num_key_value_heads=4, partial_rotary_factor=0.5
+    )  # without transformers' attention functions
+    assert not model._supports_attention_backend
+    found = from_the_tree(model, range(4, 31), SUFFIX)
+    assert np.abs(found - one_forward_per_prefix(model, range(4, 31), SUFFIX)).max() < 1e-5
+
+
+def test_an_architecture_whose_tree_is_not_exact_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = policy("helium")
+    exact = probe._by_tree
+
+    def off(model: PreTrainedModel, probes: Sequence[Probe], memory_mib: float) -> list[list[torch.Tensor]]:
+        return [[found_KA + 0.01 for found_KA in of_probe] for of_probe in exact(model, probes, memory_mib)]
+
+    monkeypatch.setattr(probe, "_by_tree", off)
+    with pytest.raises(ValueError, match="helium policies cannot be probed: a tree of answers differs by"):
         from_the_tree(model, [1], SUFFIX)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changed", "named"),
+    [
+        ("ministral", ONE_LAYER, "ministral policies with a sliding window cannot be probed"),
+        ("nemotron", {}, "nemotron policies cannot be probed"),
+    ],
+)
+def test_other_architectures_are_refused_by_name(model_type: str, changed: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        from_the_tree(policy(model_type, **changed), [1], SUFFIX)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from raml_ray.text.suffix import AnswerSuffix
 from raml_ray.workers import policy as policies
 from raml_ray.workers import probe
-from raml_ray.workers.probe import Probe
+from raml_ray.workers.probe_text import Probe
 from raml_ray.workers.recurrent_forms import FORMS, num_bytes
 from tests.workers.test_probe import SUFFIX, TOKENS, VOCAB_SIZE, one_forward_per_prefix
 

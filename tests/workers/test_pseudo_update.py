@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from raml_ray.workers import probe, pseudo_update, traced_attention
 from raml_ray.workers.answer_loss import answer_loss
-from raml_ray.workers.probe import Probe
+from raml_ray.workers.probe_text import Probe
 from tests.workers.test_probe import SUFFIX, TOKENS, policy
 
 FIRST = 5

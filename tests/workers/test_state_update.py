@@ -11,7 +11,7 @@ from raml_ray.settings import BaseConfig
 from raml_ray.text.suffix import AnswerSuffix
 from raml_ray.workers import probe, state_update
 from raml_ray.workers.answer_loss import answer_loss
-from raml_ray.workers.probe import Probe
+from raml_ray.workers.probe_text import Probe
 from tests.workers.test_probe import SUFFIX, TOKENS, one_forward_per_prefix
 
 KINDS = ("linear", "delta")

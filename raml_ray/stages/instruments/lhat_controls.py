@@ -20,7 +20,7 @@ from raml_ray.text import baselines, foils, leak
 from raml_ray.text.answers import EXTRACTED_CHARS
 from raml_ray.text.suffix import answer_suffix
 from raml_ray.workers import probe
-from raml_ray.workers.probe import Probe
+from raml_ray.workers.probe_text import Probe
 
 GOLD, FOIL, OWN, SHUFFLED, FOREIGN, SPLICED = "gold", "foil", "own", "shuffled", "foreign", "spliced"
 
