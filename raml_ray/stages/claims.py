@@ -51,8 +51,8 @@ STATEMENTS = (
         " questions",
         control="the whole smoothed curve as the paper draws it stands beside it; so do the same answer along shuffled lines,"
         " along another question's trajectory and spliced into it, and the margin over wrong answers of equal length",
-        breaks="L-hat is flat or rises until the answer is written, or falls as far along the controls: then the drop is"
-        " copying",
+        breaks="L-hat is flat or rises until the answer is written; one that falls as far along the controls would be copying,"
+        " which is shown beside and does not decide",
         command="raml run miniature_science seed=1",
     ),
     Statement(
@@ -160,7 +160,7 @@ STATEMENTS = (
         " which have none), mean over the policy versions at which both were measured",
         control="drawing n of G without putting back has a variance in proportion to 1/n - 1/G whatever the policy: the same"
         " statistic less the log of that ratio says whether there is more to it than arithmetic",
-        breaks="the variance does not fall",
+        breaks="the variance does not fall; that it falls by arithmetic alone is shown beside and does not decide",
         command="raml ablate miniature_grpo_trajectories",
     ),
     Statement(
@@ -190,7 +190,8 @@ STATEMENTS = (
         statistic="L-hat before the first response token with thinking open, less that with thinking closed, of the same"
         " questions, nats per answer token",
         control="wrong answers of equal length: the fall of the gold answer less that of theirs stands beside it",
-        breaks="L-hat with thinking closed is as high, or higher",
+        breaks="L-hat with thinking closed is as high, or higher; that wrong answers fall as far is shown beside and does not"
+        " decide",
         command="raml ablate miniature_modes 'seed=range(1,4)'",
     ),
     Statement(
@@ -208,7 +209,7 @@ STATEMENTS = (
         source="Fig. 11, section 4.2",
         statistic="accuracy of answers from summaries that do not hold the answer, less half of that from whole trajectories",
         control="the same trajectories cut, and with sentences left out at random, to as many tokens",
-        breaks="what is cut at random keeps as much, or summaries keep less than half",
+        breaks="summaries keep less than half; that what is cut at random keeps as much is shown beside and does not decide",
         command="raml run gsm8k_science policy.path=FOLDER shorter.summary_policy=FOLDER"
         " steps.shorter.analyze.num_questions=40",
         elsewhere="or `paper_fig11_budgets`; not on the miniature, of which no policy can summarise",
@@ -268,6 +269,9 @@ others as not asked. This page is printed by `python -m raml_ray.stages.claims`.
 - Where accuracy is at or below {NEAR_ZERO:g} on both sides of a comparison, it decides nothing.
 - Policies that were evaluated differently (sampling, prompt, judge) are not compared, except where that difference is the
   claim.
+
+Changed since: `sft-steadier` obeys the last of these rules as all others do, and what would break a claim says which
+controls stand beside without deciding. No verdict changed with either.
 
 The miniature can show that a claim does not hold everywhere; that one holds there is no evidence that it holds at scale.
 """

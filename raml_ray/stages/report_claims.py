@@ -123,9 +123,7 @@ def _ends_of(family: Sequence[tuple[float, Evaluation]]) -> Iterator[Pair]:
 
 def _comparison(name: str, pairs: Sequence[Pair], config: Config, *, of: str = "") -> Claim:
     """The claim that the first of each pair is better, on every set that both were asked."""
-    notes = [note for pair in pairs if (note := _unlike(*pair))]
-    alike = [pair for pair in pairs if not _unlike(*pair)]
-    shared = [(*pair, name) for pair in alike for name in pair[0].values if name in pair[1].values]
+    shared, notes = _shared(pairs)
     level = level_for(len(shared))
     measurements = [
         _difference(better, worse, name, metric, config, level) for better, worse, name in shared for metric in METRICS
@@ -140,14 +138,22 @@ def _comparison(name: str, pairs: Sequence[Pair], config: Config, *, of: str = "
         for one in measurements
         if one.decides and one.is_empty
     ]
+    return answered(name, measurements, "; ".join(dict.fromkeys(notes)), of=of)
+
+
+def _shared(pairs: Sequence[Pair]) -> tuple[list[tuple[Evaluation, Evaluation, str]], list[str]]:
+    """Each pair with each set that both were asked in the same way; and why others are missing."""
+    notes = [note for pair in pairs if (note := _unlike(*pair))]
+    alike = [pair for pair in pairs if not _unlike(*pair)]
+    shared = [(*pair, name) for pair in alike for name in pair[0].values if name in pair[1].values]
     if alike and not shared:
         notes.append("no question set was given to both")
-    return answered(name, measurements, "; ".join(dict.fromkeys(notes)), of=of)
+    return shared, notes
 
 
 def _steadier(pairs: Sequence[Pair], config: Config) -> Claim:
     """That of what the first of each pair can answer at all, it answers more nearly always."""
-    shared = [(*pair, name) for pair in pairs for name in pair[0].values if name in pair[1].values]
+    shared, notes = _shared(pairs)
     measurements = []
     for better, worse, name in shared:
         a, b = _steadiness(better, name), _steadiness(worse, name)
@@ -161,8 +167,8 @@ def _steadier(pairs: Sequence[Pair], config: Config) -> Claim:
             unit="of Pass@k",
             level=level_for(len(shared)),
         )
-        measurements.append(_unless_empty(found, better, worse))
-    return answered(STEADIER, measurements)
+        measurements.append(unless_empty(found, better, worse))
+    return answered(STEADIER, measurements, "; ".join(dict.fromkeys(notes)))
 
 
 def _steadiness(evaluation: Evaluation, name: str) -> dict[str, float]:
@@ -202,10 +208,10 @@ def _difference(
         level=level,
         decides=metric == PRIMARY,
     )
-    return _unless_empty(found, better, worse)
+    return unless_empty(found, better, worse)
 
 
-def _unless_empty(measurement: Measurement, better: Evaluation, worse: Evaluation) -> Measurement:
+def unless_empty(measurement: Measurement, better: Evaluation, worse: Evaluation) -> Measurement:
     """The measurement, which says nothing where neither policy answers anything."""
     if not _is_empty(better, worse, measurement.where):
         return measurement

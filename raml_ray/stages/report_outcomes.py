@@ -28,7 +28,7 @@ RULE = (
     "A claim about policies is a claim about every question set, decided by mG-Pass@k: it holds if the difference is"
     " above zero in all its S comparisons (one per set and pair of policies), does not hold if it is below zero in one,"
     " by intervals at level 1 - 0.05 / S (so that S comparisons are not S chances to err), and is undecided otherwise; a"
-    f" set with fewer than {MIN_QUESTIONS} shared questions, with accuracy at or near zero on both sides, or with two seeds"
+    f" set with accuracy at or near zero on both sides, of two seeds, or of one and fewer than {MIN_QUESTIONS} shared questions,"
     " decides nothing."
 )
 

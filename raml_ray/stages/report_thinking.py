@@ -1,15 +1,19 @@
 """The claims about the end of thought: one policy with thinking open, and with it closed before it began."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from raml_ray.stages import report_curves
 from raml_ray.stages.claims import answered
 from raml_ray.stages.instruments.intervals import by_question
+from raml_ray.stages.report_claims import unless_empty
 from raml_ray.stages.report_data import Evaluation, Run, StepResult
 from raml_ray.stages.report_outcomes import Claim, level_for, measured
+from raml_ray.text.thinking import CLOSE
 
 FASTER, RISKIER = "end-of-thought-faster", "end-of-thought-riskier"
-THINKING = "prompt.thinking"
+THINKING, PREFIX = "prompt.thinking", "prompt.response_prefix"
+"""Either closes thinking before it begins: the template, or what a response is made to begin with."""
 
 
 def claims(run: Run) -> list[Claim]:
@@ -23,7 +27,7 @@ def _faster(run: Run) -> Iterator[Claim]:
         (thinking, without)
         for thinking in steps
         for without in steps
-        if thinking.policy == without.policy and thinking.settings[THINKING] and not without.settings[THINKING]
+        if thinking.policy == without.policy and _thinks(thinking.settings) and not _thinks(without.settings)
     ]
     measurements = []
     for thinking, without in pairs:
@@ -69,13 +73,16 @@ def _riskier(run: Run) -> Iterator[Claim]:
         a, b = thinking.values[name]["accuracy"], without.values[name]["accuracy"]
         values = {question: a[question] - b[question] for question in a.keys() & b.keys()}
         level = level_for(len(shared))
-        measurements.append(
-            measured("thinking - without", name, "accuracy", values, run.config, unit="points", level=level)
-        )
+        found = measured("thinking - without", name, "accuracy", values, run.config, unit="points", level=level)
+        measurements.append(unless_empty(found, thinking, without))
     if measurements:
         yield answered(RISKIER, measurements)
 
 
 def _differ_in_thinking_alone(thinking: Evaluation, without: Evaluation) -> bool:
     differing = {name for name, value in thinking.protocol.items() if without.protocol[name] != value}
-    return differing == {THINKING} and bool(thinking.protocol[THINKING])
+    return differing <= {THINKING, PREFIX} and _thinks(thinking.protocol) and not _thinks(without.protocol)
+
+
+def _thinks(settings: Mapping[str, Any]) -> bool:
+    return bool(settings[THINKING]) and CLOSE not in settings[PREFIX]

@@ -156,11 +156,12 @@ def test_the_gradients_variance_is_compared_at_versions_that_both_measured(tmp_p
     assert claim["outcome"] == "holds" and deciding["num_seeds"] == 3
 
 
-def test_thinking_and_not_thinking_are_compared_on_the_same_questions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("closed", [{"prompt.thinking": False}, {"prompt.response_prefix": "<think>\n\n</think>\n"}])
+def test_thinking_and_not_thinking_are_compared_on_the_same_questions(tmp_path: Path, closed: dict[str, Any]) -> None:
     steps = (
         STEPS[0],
         {"name": "open", "stage": "evaluate", "policy": "start"},
-        {"name": "shut", "stage": "evaluate", "policy": "start", "overrides": {"prompt.thinking": False}},
+        {"name": "shut", "stage": "evaluate", "policy": "start", "overrides": closed},
     )
     config = override(Config(), {"root": str(tmp_path), "steps": steps, "evaluate.num_bootstrap": 200})
     finish(config, "start", {})
@@ -190,3 +191,15 @@ def test_the_seeds_of_a_run_are_those_of_what_is_compared(tmp_path: Path) -> Non
     evaluated(config, found.trials[0].steps["e_start"], {"near": [0.1] * 12})
     run = report.read(folder_of(config), config)
     assert report_seeds.seeds(run) == [4, 7]  # grpo of both, evaluate of one
+
+
+def test_policies_that_were_sampled_differently_are_not_compared_in_steadiness_either(tmp_path: Path) -> None:
+    steps = (*STEPS[:5], {**STEPS[5], "overrides": {"evaluate.temperature": 1.0}})
+    config = override(Config(), {"root": str(tmp_path), "steps": steps, "evaluate.num_bootstrap": 200})
+    for name in ("start", "tuned", "zero"):
+        finish(config, name, {})
+    evaluated(config, "e_tuned", {"near": [0.9] * 12})
+    evaluated(config, "e_zero", {"near": [0.5] * 12})
+    claim = decided(config)["sft-steadier"]
+    assert (claim["outcome"], list(claim["measurements"])) == ("undecided", [])
+    assert "evaluated differently: evaluate.temperature" in claim["note"]
