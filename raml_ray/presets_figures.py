@@ -100,7 +100,11 @@ def _community() -> PaperPreset:
         *stated("Fig. 4: 64 samples, Pass@32", evaluate__num_samples=64, evaluate__k=32),
         *stated("Fig. 4", evaluate__sets={"aime24": "paper:aime24"}),
         *stated("C.3", evaluate__temperature=1.0, evaluate__top_p=0.8, evaluate__top_k=50),
-        *unstated("as long as the probed trajectories: 16,384 would cut these policies", evaluate__max_tokens=32768),
+        *unstated(
+            "the window of Qwen2.5-32B-Instruct and of policies tuned from it; 16,384 tokens would cut these policies",
+            engine__max_model_len=32768,
+        ),
+        *unstated("that window, less 1,024 tokens for the prompt", evaluate__max_tokens=31744),
         *unstated("a matter of machines", evaluate__num_engines=[1, 4]),
     )
     return _preset("fig4", "Published policies on AIME24 (Fig. 4)", COMMUNITY["qwen_base"], steps, *paths, *asked)

@@ -13,6 +13,7 @@ def plan(config: Config, gpus: str, response: float) -> str:
     """What the preset will take on these devices."""
     from raml_ray.formulas import cost
     from raml_ray.stages import plan as planning
+    from raml_ray.stages import sweep
 
     count, _, name = gpus.partition("x")
     if not count.isdigit() or not int(count) or not 0 < response <= 1:
@@ -22,6 +23,8 @@ def plan(config: Config, gpus: str, response: float) -> str:
     except ValueError as error:
         raise ConfigError(f"--gpus {gpus}: {error}") from None
     assumed = planning.Assumed(int(count), device, response)
+    if config.ablate.space or config.ablate.grids:
+        config = sweep.expanded(config, config.ablate.space).config
     return "\n".join(planning.told(config, assumed)) + "\n"
 
 

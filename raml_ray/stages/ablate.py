@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -55,8 +55,8 @@ def run(config: Config) -> Folder:
         with cluster.connected(sweep.config), stopping.on_sigterm(config.cluster.stop_timeout_s):
             cluster.check_root(Folder(storage.absolute(config.root)))
             began = time.monotonic()
-            pipeline.run_steps(sweep.config, sweep.shared(), folder, tracker)
-            failed = _tuned(sweep, folder)
+            failed = _shared(sweep, folder, tracker)
+            failed |= _tuned(sweep, folder, failed)
             _note(sweep, folder, time.monotonic() - began)
             reports = [step.name for step in sweep.config.steps if step.stage == "report"]
             pipeline.run_steps(sweep.config, reports, folder, tracker)
@@ -92,14 +92,42 @@ def _note(sweep: Sweep, folder: Folder, seconds: float) -> None:
     folder.write_json(ATTEMPTS, [*before, {"seconds": round(seconds, 2)}])
 
 
-def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
-    """Run every trial; the failed ones, with the last line of what they died of."""
+def _shared(sweep: Sweep, folder: Folder, tracker: Tracker) -> dict[str, str]:
+    """Make what several trials need; the trials that a failure costs, with the last line of what they died of."""
+    broken: dict[str, str] = {}
+    for name in sweep.shared():
+        step = sweep.config.step(name)
+        behind = next((other for other in (step.policy, *step.data) if other in broken), None)
+        if behind is not None:
+            broken[name] = broken[behind]
+            continue
+        try:
+            pipeline.run_steps(sweep.config, [name], folder, tracker)
+        except Exception as error:  # whatever it is, other trials do without the step
+            broken[name] = f"{name}: {_last_line(error)}"
+            logger.warning("shared step %s", broken[name])
+    failed = {}
+    for trial in sweep.trials:
+        if causes := [broken[name] for name in trial.steps.values() if name in broken]:
+            failed[trial.name] = causes[0]
+            (folder / TRIALS / trial.name).write_json(RESULT, {"status": "failed", "error": causes[0]})
+    return failed
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _tuned(sweep: Sweep, folder: Folder, lost: Collection[str]) -> dict[str, str]:
+    """Run every trial that is not lost; the failed ones, with the last line of what they died of."""
     settings = sweep.config.ablate
-    left = [trial for trial in sweep.trials if not _is_done(trial, folder)]
+    left = [trial for trial in sweep.trials if trial.name not in lost and not _is_done(trial, folder)]
     if not left:
         return {}
     # Trials are compared with all others: of those that have ended, Tune is told again what their metrics.jsonl hold.
-    trials = {trial.name: trial for trial in (left if settings.scheduler == "none" else sweep.trials)}
+    compared = [trial for trial in sweep.trials if trial.name not in lost]
+    trials = {trial.name: trial for trial in (left if settings.scheduler == "none" else compared)}
     at_once = trials_at_once(sweep)
     logger.info("%d of %d trials to do, %d at once", len(left), len(sweep.trials), at_once)
     own = {name: sweep.own(trial) for name, trial in trials.items()}
@@ -135,7 +163,7 @@ def _tuned(sweep: Sweep, folder: Folder) -> dict[str, str]:
     for result in results:
         name = result.config["trial"]
         if result.error:
-            failed[name] = str(result.error).strip().splitlines()[-1]
+            failed[name] = _last_line(result.error)
             logger.warning("trial %s failed: %s", name, failed[name])
         elif not _is_whole(trials[name], folder):
             logger.info("trial %s was stopped early", name)

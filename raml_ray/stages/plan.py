@@ -162,11 +162,19 @@ def _learning(config: Config, made: Architecture, longest: room.Longest, assumed
     return asked.total, parts, not on_host and asked.total > assumed.device.num_bytes
 
 
-def _update_hours(config: Config, made: Architecture, examples: float, length: float, assumed: Assumed) -> float | None:
+def _update_hours(
+    config: Config, made: Architecture, examples: float, length: float, assumed: Assumed, forwards: float = 0
+) -> float | None:
+    """Of so many examples with a backward pass, and so many forward passes of each beside."""
     if not config.train.gpus_per_worker:
         return None
-    learned = Passes(round(examples * length), round(examples * length), round(examples * length * (length + 1) / 2))
+    pairs = length * (length + 1) / 2
+    learned, scored = (
+        Passes(round(count * length), round(count * length), round(count * pairs))
+        for count in (examples, examples * forwards)
+    )
     flops = architecture.model_flops(made, Passes(), learned) * (4 / 3 if config.train.activation_checkpointing else 1)
+    flops += architecture.model_flops(made, scored, Passes())
     ranks = min(config.train.num_workers, assumed.devices)
     return cost.seconds(flops, assumed.device, ranks) / 3600
 
@@ -220,7 +228,9 @@ def _grpo(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
     tokens = float(grpo.num_steps * asked * grpo.num_trajectories * length)
     held = _held(config, made, length, assumed)
     sampling = _decoding(config, made, tokens / grpo.num_engines, length, assumed) if held else None
-    update = _update_hours(config, made, grpo.num_steps * updated, length, assumed)
+    # Old log-probabilities of all minibatches but the first, and those of a reference.
+    forwards = 1 - 1 / grpo.num_minibatches + (grpo.kl_coefficient > 0)
+    update = _update_hours(config, made, grpo.num_steps * updated, length, assumed, forwards)
     hours = None
     if sampling is not None and update is not None:
         hours = max(sampling, update) if grpo.max_staleness else sampling + update
@@ -239,14 +249,17 @@ def _lhat(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
     sampled = whole.for_step(behind.name)
     longest = sampled.evaluate.max_tokens if behind.stage == "evaluate" else sampled.generate.max_tokens
     length = assumed.response * longest
-    grown = length / settings.stride * EXACT_ANSWER_TOKENS * (1 + config.lhat.num_foils)
-    passes = Passes(round(length + grown), round(grown), round(length**2 / 2 + grown * length / 2))
+    # Each control but `own` is another text, which is asked for the right answer alone.
+    controls = len(set(config.lhat.controls) - {"own"})
+    grown = length / settings.stride * EXACT_ANSWER_TOKENS * (1 + config.lhat.num_foils + controls)
+    pairs = (1 + controls) * length**2 / 2 + grown * length / 2
+    passes = Passes(round((1 + controls) * length + grown), round(grown), round(pairs))
     flops = trajectories * architecture.model_flops(made, passes, Passes())
     devices = max(1, settings.num_workers * settings.gpus_per_policy)
     held = 2 * made.num_parameters / settings.gpus_per_policy + settings.probe_memory_mib * 2**20
     on_gpus = settings.gpus_per_worker > 0
     hours = cost.seconds(flops, assumed.device, devices) / 3600 if on_gpus else None
-    tokens, is_too_large = trajectories * (length + grown), on_gpus and held > assumed.device.num_bytes
+    tokens, is_too_large = trajectories * passes.tokens, on_gpus and held > assumed.device.num_bytes
     parts = "weights, and analyze.probe_memory_mib"
     return Line(step.name, "lhat", f"{trajectories} trajectories", held, parts, tokens, hours, 0, is_too_large)
 
@@ -274,7 +287,7 @@ def told(config: Config, assumed: Assumed) -> Iterator[str]:
 ASSUMED = """\
 Assumed: a response has {assumed.response:g} of its longest length; {assumed.correct:g} of them are correct where that is not known; engines
 reach {cost.BANDWIDTH_SHARE:g} of a device's memory bandwidth and {cost.FLOPS_SHARE:g} of its operations, learners {cost.FLOPS_SHARE:g}. Hours are of the work alone, one step after
-the other: no start of engines, no judging, no weight sync. `-` is not estimated: what computes on CPU, instruments but lhat."""
+the other: no start of engines, no prompts, no judging, no weight sync. `-` is not estimated: what computes on CPU, instruments but lhat."""
 
 
 def _row(step: str, stage: str, work: str, tokens: float, hours: float | None, storage: float) -> str:

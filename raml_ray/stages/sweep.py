@@ -66,7 +66,7 @@ def parsed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
             first, last = (0, found[1]) if found[2] is None else (found[1], found[2])
             space[name] = list(range(int(first), int(last)))
         elif found := GRID.fullmatch(text.strip()):
-            texts = [part.strip() for part in found[1].split(",") if part.strip()]
+            texts = [part.strip() for part in _parts(found[1]) if part.strip()]
             space[name] = [parse_assignments([f"{name}={part}"])[name] for part in texts]
         else:
             fixed.append(word)
@@ -74,6 +74,17 @@ def parsed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         if not space[name]:
             raise ConfigError(f"{word!r} searches over nothing: give values, for example {name}=grid(1,2,4)")
     return parse_assignments(fixed), space
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Between the commas that stand in no brackets."""
+    depth, start = 0, 0
+    for place, char in enumerate(text):
+        depth += (char in "[({") - (char in "])}")
+        if char == "," and not depth:
+            yield text[start:place]
+            start = place + 1
+    yield text[start:]
 
 
 def expanded(config: Config, space: Mapping[str, Sequence[Any]]) -> Sweep:
@@ -100,6 +111,7 @@ def _trials(
     if not space:
         raise ConfigError("a sweep needs a search space: sft.num_trajectories=grid(1,2,4) or ablate.space={...}")
     space = {name: [_typed(config, name, value) for value in values] for name, values in space.items()}
+    labels = {name: _labels(name, values) for name, values in space.items()}
     steps = _wanted(config, grid_name, grid)
     reach = _reach(steps, list(space))
     for name in space:
@@ -107,14 +119,15 @@ def _trials(
             raise ConfigError(
                 f"{name} is varied, but no step of run {config.name!r} reads it: its trials would be alike"
             )
-    for point in itertools.product(*space.values()):
-        values = dict(zip(space, point, strict=True))
+    for point in itertools.product(*(range(len(values)) for values in space.values())):
+        values = {name: space[name][place] for name, place in zip(space, point, strict=True)}
+        told = {name: labels[name][place] for name, place in zip(space, point, strict=True)}
         names: dict[str, str] = {}
         for step in steps:
-            slug = _slug(step.name, {name: values[name] for name in space if name in reach[step.name]})
+            slug = _slug(step.name, {name: told[name] for name in space if name in reach[step.name]})
             copy = _copy(step, slug, names, values, reach[step.name])
             names[step.name] = copies.setdefault(_does(config, step, copy), copy).name
-        yield Trial(_slug(grid_name, values), values, names, grid_name)
+        yield Trial(_slug(grid_name, told), values, names, grid_name)
 
 
 def _wanted(config: Config, grid_name: str, grid: GridConfig) -> list[Step]:
@@ -179,9 +192,23 @@ def _copy(step: Step, name: str, names: Mapping[str, str], values: Mapping[str, 
     )
 
 
-def _slug(start: str, values: Mapping[str, Any]) -> str:
+def _labels(name: str, values: Sequence[Any]) -> list[str]:
+    """What each value is called in names; where two would be called alike, they are numbered.
+
+    Raises: ConfigError if a value is there twice.
+    """
+    if any(value in values[:place] for place, value in enumerate(values)):
+        raise ConfigError(f"{name} is varied over {list(values)}, in which a value stands twice: name each once")
+    texts = [re.sub(r"(?<![\w.])-(?=[\d.])", "minus_", str(value).lower()) for value in values]
+    labels = [STEP_NAME_CHARS.sub("_", text).strip("_") for text in texts]
+    if len(set(labels)) == len(labels):
+        return labels
+    return [f"{label}_{number}".strip("_") for number, label in enumerate(labels, 1)]
+
+
+def _slug(start: str, labels: Mapping[str, str]) -> str:
     """A name that says which values it stands for: `sft_num_trajectories_4_seed_0`."""
     parts = [start] if start else []
-    for name, value in values.items():
-        parts += [name.rsplit(".", 1)[-1], STEP_NAME_CHARS.sub("_", str(value).lower()).strip("_")]
+    for name, label in labels.items():
+        parts += [name.rsplit(".", 1)[-1], label]
     return "_".join(part for part in parts if part)

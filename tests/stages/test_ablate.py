@@ -80,6 +80,27 @@ def test_a_trial_that_fails_is_kept_by_name_and_the_others_are_done(cluster: Non
     assert "max_model_len_3 (failed)" in (run / "report" / "report.html").read_text()
 
 
+def test_a_shared_step_that_fails_costs_its_own_trials_alone(cluster: None, tmp_path: Path) -> None:
+    # Each generate step is shared by two trials; the first's engines can prompt nothing.
+    space = {"steps.generate.engine.max_model_len": [3, 64], "evaluate.k": [1, 2]}
+    steps = (*small(tmp_path).steps[:1], small(tmp_path).steps[1].model_copy(update={"data": ("generate",)}))
+    config = override(
+        small(tmp_path).model_copy(update={"steps": (*steps, small(tmp_path).steps[2])}), {"ablate.space": space}
+    )
+    with pytest.raises(
+        RuntimeError, match=r"2 of 4 trials failed.*\n\s+max_model_len_3_k_1: generate_max_model_len_3: "
+    ):
+        ablate.run(config)
+    trials = tmp_path / "sweep" / "trials"
+    found = {place.name: json.loads((place / "result.json").read_text())["status"] for place in trials.iterdir()}
+    assert found == {
+        "max_model_len_3_k_1": "failed",
+        "max_model_len_3_k_2": "failed",
+        "max_model_len_64_k_1": "finished",
+        "max_model_len_64_k_2": "finished",
+    }
+
+
 def test_tasks_of_a_step_find_their_cpus_outside_the_placement_group_of_a_trial(cluster: None) -> None:
     group = placement_group([{"CPU": 0.01}])
     inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)

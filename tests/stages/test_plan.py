@@ -60,6 +60,27 @@ def test_what_a_device_has_no_room_for_is_said() -> None:
     assert whole["lhat_qwq"].is_too_large  # 32B parameters in 2 bytes on 80 GB, and 16 GiB for the probe
 
 
+def test_every_trial_of_a_sweep_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "paper_fig9_updates", "--gpus", "16xH100"]) == 0
+    page = capsys.readouterr().out.splitlines()
+    # 1, 2, 4, 8 and 16 of 16
+    assert [sum(f" {stage} " in line for line in page) for stage in ("grpo", "evaluate")] == [5, 5]
+
+
+def test_grpo_is_planned_with_the_forward_passes_of_its_old_and_reference_policies() -> None:
+    def hours(**settings: object) -> float:
+        own = {f"steps.grpo_zero.grpo.{name}": value for name, value in settings.items()}
+        found = lines("paper_grpo_zero", **own)["grpo_zero"].hours
+        assert found is not None
+        return found
+
+    one, four = hours(max_staleness=0, num_minibatches=1), hours(max_staleness=0, num_minibatches=4)
+    with_reference = hours(max_staleness=0, num_minibatches=1, kl_coefficient=0.1)
+    # Of four minibatches the policy before has to be asked of three.
+    assert four - one == pytest.approx(0.75 * (with_reference - one), rel=1e-6)
+    assert four > one
+
+
 def test_a_cut_thought_is_no_longer_than_its_budget() -> None:
     found = lines("paper_fig11_budgets")
     assert found["evaluate_budget_1024"].tokens == (30 + 134 + 45) * 16 * (1024 + 64)

@@ -29,6 +29,18 @@ def test_words_are_settings_or_ranges_of_values() -> None:
         sweep.parsed(["seed=grid()"])
 
 
+def test_a_value_may_be_a_list() -> None:
+    _, space = sweep.parsed(["landscape.radii=grid([1.0],[0.5,2.0])"])
+    assert space == {"landscape.radii": [[1.0], [0.5, 2.0]]}
+
+
+def test_values_that_differ_in_signs_alone_have_names_of_their_own() -> None:
+    found = sweep.expanded(presets.miniature(), {"evaluate.top_k": [-1, 1]})
+    assert [trial.name for trial in found.trials] == ["top_k_minus_1", "top_k_1"]
+    found = sweep.expanded(presets.miniature(), {"prompt.instruction": ["{problem}!", "{problem}?"]})
+    assert [trial.name for trial in found.trials] == ["instruction_problem_1", "instruction_problem_2"]
+
+
 def test_trajectories_are_generated_once_for_all_training_sets_drawn_from_them() -> None:
     found = sweep.expanded(CHAIN, {"sft.num_trajectories": [1, "4"]})
     assert [step.name for step in found.config.steps] == [
@@ -80,6 +92,8 @@ def test_a_setting_of_one_step_is_varied_there_alone_and_a_steps_own_setting_sta
         ({"scenery": [1]}, "no setting"),
         ({"landscape": [1]}, "is a group of settings"),
         ({}, "search space"),
+        ({"train.learning_rate": [1e-3, 0.001]}, "no setting"),
+        ({"sft.learning_rate": [1e-3, 0.001]}, "a value stands twice"),
     ],
 )
 def test_what_cannot_be_varied_is_refused(space: dict[str, list[object]], message: str) -> None:
