@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from raml_ray.workers.recurrent_forms import FORMS, context_of
+
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end a response: the tokenizer's end of sequence and those of generation_config.json."""
@@ -17,19 +19,32 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return frozenset(int(token) for token in found if token is not None)
 
 
+def check(model: PreTrainedModel) -> None:
+    """Raises: ValueError if what the policy knows of its past is no cache of keys and values: it would be forgotten from
+    token to token, in silence."""
+    if model._is_stateful or model.config.model_type in FORMS:
+        raise ValueError(
+            f"{model.config.model_type} policies keep a state, which greedy decoding under hooks does not carry on:"
+            " analyze.instrument=features needs a policy that attends (Llama, Mistral and Qwen do)"
+        )
+
+
 @torch.inference_mode()
 def responses(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], stops: Collection[int], *, max_tokens: int
 ) -> list[list[int]]:
     """The likeliest token after token, of every prompt, up to and including one that stops it, at most `max_tokens`.
 
-    Raises: ValueError if a prompt is empty or leaves no room for that in the policy's context.
+    Raises: ValueError if a prompt is empty or leaves no room for that in the policy's context; as `check`.
     """
-    longest = max(map(len, prompts))
-    if min(map(len, prompts)) == 0 or longest + max_tokens > model.config.max_position_embeddings:
+    check(model)
+    longest, context = max(map(len, prompts)), context_of(model.config)
+    if min(map(len, prompts)) == 0:
+        raise ValueError("a prompt is empty: there is nothing to go on from")
+    if context is not None and longest + max_tokens > context:
         raise ValueError(
-            f"a prompt of {longest} tokens and features.max_tokens={max_tokens} exceed the policy's context of"
-            f" {model.config.max_position_embeddings}: lower features.max_tokens"
+            f"a prompt of {longest} tokens and features.max_tokens={max_tokens} exceed the policy's context of {context}:"
+            " lower features.max_tokens"
         )
     device = model.get_input_embeddings().weight.device
     # Padded on the left: the last column is every prompt's last token. Which token pads is all the same.

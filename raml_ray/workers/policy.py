@@ -62,6 +62,7 @@ def load_model(
     check_folder(path, weights=not random_init)
     config = load_config(path)
     _check_logits(config)
+    recurrent_forms.keep_weights(config)
     kwargs = {"dtype": dtype, "trust_remote_code": False} | recurrent_forms.attention_of(config)
     if without_weights:
         with torch.device("meta"):
@@ -69,7 +70,9 @@ def load_model(
     elif random_init:
         model = AutoModelForCausalLM.from_config(config, **kwargs)
     else:
-        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, device_map=device_map, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, use_safetensors=True, device_map=device_map, **kwargs
+        )
     assert isinstance(model, PreTrainedModel)
     return model
 

@@ -21,6 +21,7 @@ from raml_ray.workers.branch_attention import BRANCHING
 from raml_ray.workers.probe_memory import MIB, Costs
 from raml_ray.workers.probe_support import FLEX
 from raml_ray.workers.probe_text import Probe
+from raml_ray.workers.recurrent_forms import context_of
 from raml_ray.workers.sight import Run, Tokens
 
 PAIRS_PER_SIZE = 2
@@ -78,7 +79,7 @@ def check(model: PreTrainedModel, probe: Probe) -> None:
         shown = f"{lengths[0]} .. {lengths[-1]}" if lengths else "none"
         raise ValueError(f"prefixes of {shown} tokens must ascend within 1 .. {num_tokens}, the tokens there are")
     longest = max((len(suffix.token_ids) for suffix in probe.suffixes), default=0)
-    context = getattr(model.config, "max_position_embeddings", None)  # a state may have none
+    context = context_of(model.config)
     if context is not None and lengths[-1] + longest > context:
         raise ValueError(f"{lengths[-1]} tokens and a suffix of {longest} exceed the policy's context of {context}")
 

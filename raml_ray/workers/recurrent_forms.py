@@ -158,3 +158,18 @@ def attention_of(config: "PretrainedConfig") -> dict[str, Any]:
 
         AutoModelForCausalLM.register(TwinConfig, TwinForCausalLM, exist_ok=True)
     return {} if config.model_type in FORMS else {"attn_implementation": "sdpa"}
+
+
+def context_of(config: "PretrainedConfig") -> int | None:
+    """Tokens that prompt and response may have together; None where the architecture names no such number, as many whose
+    past is a state do not."""
+    found = getattr(config, "max_position_embeddings", None)
+    return None if found is None else int(found)
+
+
+def keep_weights(config: "PretrainedConfig") -> None:
+    """RWKV of transformers 5.19 halves weights in place at its first forward pass, every `rescale_every` layers, for the
+    range of float16: weights that stand in for them (a landscape's) would be those of another policy. Without it RWKV
+    computes what it was trained to; halved, its norms' epsilons weigh more."""
+    if config.model_type == "rwkv":
+        config.rescale_every = 0

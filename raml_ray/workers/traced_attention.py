@@ -58,7 +58,7 @@ def attention_modules(model: PreTrainedModel) -> list[Any]:
     if len(found) != model.config.get_text_config().num_hidden_layers or not model._supports_attention_backend:
         raise ValueError(
             f"{model.config.model_type} policies cannot be traced: each layer must attend through one module with a"
-            " v_proj (Llama, Mistral and Qwen do)"
+            " v_proj (Llama, Mistral and Qwen do); landscape.planes=random needs no trace"
         )
     return sorted(found, key=lambda module: int(module.layer_idx))
 

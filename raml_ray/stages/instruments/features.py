@@ -24,6 +24,7 @@ from raml_ray.stages.instruments.features_probes import BLOCK
 from raml_ray.text import leak, prompts, results, roles
 from raml_ray.workers import greedy, residual_stream
 from raml_ray.workers.pseudo_update import evenly
+from raml_ray.workers.recurrent_forms import context_of
 
 COLUMNS = pa.schema([*chosen.CHOSEN, ("domain", pa.string())])
 STATES = chosen.Table(
@@ -90,6 +91,7 @@ class States(chosen.RowByRow):
     """Reads the output of layers before the partial results of trajectories."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
+        greedy.check(policy.model)  # states alone could be read, but for answers that nobody can give
         self._policy, self._config = policy, config
         self._layers = residual_stream.layers(policy.model, config.features.layers)
 
@@ -104,8 +106,9 @@ class States(chosen.RowByRow):
             raise ValueError(f"no whole number that features.results={settings.results!r} finds")
         picked = [found[index] for index in evenly(0, len(found) - 1, settings.num_results)]
         ids = [*prompt_ids, *response_ids[: picked[-1][0]]]
-        if len(ids) > model.config.max_position_embeddings:
-            raise ValueError(f"{len(ids)} tokens exceed the policy's context of {model.config.max_position_embeddings}")
+        context = context_of(model.config)
+        if context is not None and len(ids) > context:
+            raise ValueError(f"{len(ids)} tokens exceed the policy's context of {context}")
         before = [len(prompt_ids) + position - 1 for position, _, _ in picked]
         state_LKD = residual_stream.states(model, self._layers, ids, before)
         head = {name: row[name] for name in ("trajectory_id", "question_id", "domain")}
@@ -132,6 +135,7 @@ class Projected(chosen.RowByRow):
     """Answers questions while a subspace is taken out of a layer's output, and has the answers judged."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
+        greedy.check(policy.model)
         self._policy, self._config = policy, config
         self._layers = residual_stream.layers(policy.model, config.features.layers)
         self._stops = greedy.stop_token_ids(policy.model, policy.tokenizer)

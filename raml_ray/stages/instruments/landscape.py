@@ -26,6 +26,7 @@ from raml_ray.workers import landscape
 from raml_ray.workers.answer_loss import answer_loss
 from raml_ray.workers.landscape import UpdatePlane
 from raml_ray.workers.pseudo_update import evenly
+from raml_ray.workers.traced_attention import attention_modules
 
 POINT = pa.schema(
     [
@@ -91,6 +92,8 @@ class Landscape(chosen.RowByRow):
     """Computes blocks of grid points; keeps the plane of the last ones."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
+        if "update" in config.landscape.planes:
+            attention_modules(policy.model)  # refuses the policy here, not over each block
         self._policy, self._config = policy, config
         self._random: Plane | None = None
         self._update: tuple[str, UpdatePlane] | None = None

@@ -21,6 +21,7 @@ from raml_ray.text.answers import EXTRACTED_CHARS
 from raml_ray.text.suffix import answer_suffix
 from raml_ray.workers import probe
 from raml_ray.workers.probe_text import Probe
+from raml_ray.workers.recurrent_forms import context_of
 
 GOLD, FOIL, OWN, SHUFFLED, FOREIGN, SPLICED = "gold", "foil", "own", "shuffled", "foreign", "spliced"
 
@@ -52,11 +53,11 @@ def asked(policy: Opened, config: Config, row: Row) -> list[Asked]:
     text = _Text(policy, config, prompt_ids)
     gold = text.asked(response_ids, _answers(policy, config, row))
     probe.check(policy.model, gold.probe)
-    found = [gold]
+    found, context = [gold], context_of(policy.model.config)
     for name, other in _others(config, row, gold):
         ids = policy.tokenizer(other.removeprefix(config.prompt.response_prefix), add_special_tokens=False)["input_ids"]
         control = text.asked(list(ids), [(name, row["answer"])])
-        if control.probe.lengths[-1] + _longest(control) <= policy.model.config.max_position_embeddings:
+        if context is None or control.probe.lengths[-1] + _longest(control) <= context:
             found.append(control)
     return found
 

@@ -26,6 +26,7 @@ from raml_ray.stages.instruments.intervals import over_trajectories
 from raml_ray.text import leak, suffix
 from raml_ray.workers import pseudo_update, state_update
 from raml_ray.workers.pseudo_update import READERS, HeadUpdates
+from raml_ray.workers.traced_attention import attention_modules
 
 MEASURES = tuple(each.name for each in fields(HeadUpdates))
 TOKEN = pa.schema(
@@ -67,6 +68,8 @@ class Updates(chosen.RowByRow):
     def __init__(self, policy: Opened, config: Config) -> None:
         self._policy, self._config = policy, config
         is_twin = policy.model.config.model_type == TWIN
+        if not is_twin:
+            attention_modules(policy.model)  # refuses the policy here, not over each trajectory
         self._token_update = state_update.token_update if is_twin else pseudo_update.token_update
 
     def of(self, row: Row) -> Iterable[Row]:

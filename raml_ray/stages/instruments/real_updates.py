@@ -22,6 +22,7 @@ from raml_ray.text import leak, suffix
 from raml_ray.workers import real_updates
 from raml_ray.workers.landscape import noise_like, scaled
 from raml_ray.workers.real_updates import KINDS, Case, Change, Effect
+from raml_ray.workers.traced_attention import attention_modules
 
 NOISE = "noise_"
 PAIRS = tuple(combinations(KINDS, 2))
@@ -62,6 +63,7 @@ class RealUpdates:
     """Makes the changes of a shard's trajectories, and holds each against the others."""
 
     def __init__(self, policy: Opened, config: Config) -> None:
+        attention_modules(policy.model)  # refuses the policy here, not over each trajectory
         self._policy, self._config = policy, config
 
     def __call__(self, rows: Sequence[Row], reject: Reject) -> Iterator[Row]:
