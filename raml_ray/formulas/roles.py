@@ -74,6 +74,21 @@ def matched_windows(
     return nearest[:num]
 
 
+def rank_above(value: float, others: Sequence[float] | Floats) -> float:
+    """The share of the others that are smaller, ties counting half, less 1/2: in [-0.5, 0.5], its mean 0 where the value is
+    exchangeable with them, however they are distributed.
+
+    The value less their median has no such mean: of skewed sizes it is above 0 (of abs(t) with 2 degrees of freedom, averaged
+    over some twenty questions, by more than its 95 % interval in a third of all draws).
+
+    Raises: ValueError if there are no others.
+    """
+    if not len(others):
+        raise ValueError("a rank needs others to stand among")
+    other_C = np.asarray(others, dtype=np.float64)
+    return float(((other_C < value) + (other_C == value) / 2).mean() - 0.5)
+
+
 def median_interval(
     groups: Sequence[Sequence[float]], *, num_resamples: int, seed: int, level: float = 0.95
 ) -> Median | None:

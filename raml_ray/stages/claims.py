@@ -1,7 +1,6 @@
 """The paper's claims, each with what decides it and what would break it: written before a seed of a sweep was run.
 
-`python -m raml_ray.stages.claims` prints docs/claims.md, which a test holds against it. The report decides claims by
-their ids.
+`python -m raml_ray.stages.claims` prints docs/claims.md, which a test holds against it; the report goes by their ids.
 """
 
 import sys
@@ -37,6 +36,8 @@ class Statement:
     """What brings the figures, on the miniature where that can."""
     elsewhere: str = ""
     """Where else they are to be had, if that has to be said."""
+    changed: str = ""
+    """When its rule was changed, from what, why, and what it had decided; empty if it never was."""
 
 
 POLICIES = "raml ablate miniature_policies"
@@ -177,11 +178,14 @@ STATEMENTS = (
         id="reflection-moves-lhat",
         text="Reflection words change L-hat more than what stands at like places",
         source="Fig. 6",
-        statistic="size of log(L-hat after the word / before it), less its median over windows of the same length nearby, in"
-        " correct trajectories before the answer is written; mean over questions",
-        control="the windows are it; neutral words at the same places stand in the interventions' section",
+        statistic="share of the windows of its length nearby whose log(L-hat after / before) is smaller in size than the word's"
+        " (ties count half), less 1/2, in correct trajectories before the answer; mean over a question's words, then questions",
+        control="the windows are it (words like any other give 0 on average); the size less their mean stands beside it, neutral"
+        " words at the same places in the interventions' section",
         breaks="words without a role move it as far",
         command="raml run miniature_science seed=1",
+        changed="on 2026-11-27, before any run had words enough to be decided: the size less the windows' median, averaged,"
+        " is above 0 of words like any other, as sizes are skewed, and held in a third of simulated draws of such words",
     ),
     Statement(
         id="end-of-thought-faster",
@@ -251,9 +255,9 @@ INTRODUCTION = f"""\
 # Claims
 
 What the paper (arXiv 2505.19815) claims, as this project puts it to the test: fixed before a seed of the sweeps below was
-run, and not touched to make one hold. Seed 0 of the preset `miniature` had been seen when this was written (README); the
-shipped sweeps therefore run seeds 1, 2 and 3. `report` decides every claim that its run has the steps for and lists the
-others as not asked. This page is printed by `python -m raml_ray.stages.claims`.
+run, and not touched to make one hold (a rule that was changed says when and why). Seed 0 of the preset `miniature` had been
+seen when this was written (README); the shipped sweeps therefore run seeds 1, 2 and 3. `report` decides every claim that its
+run has the steps for and lists the others as not asked. This page is printed by `python -m raml_ray.stages.claims`.
 
 ## The rule
 
@@ -285,13 +289,14 @@ def page() -> str:
 def _listed() -> Iterator[str]:
     for statement in STATEMENTS:
         command = f"`{statement.command}`" + (statement.elsewhere and f", {statement.elsewhere}")
+        changed = f"- Rule changed {statement.changed}.\n" if statement.changed else ""
         yield (
             f"## {statement.id}\n\n"
             f"**{statement.text}** (paper, {statement.source}).\n\n"
             f"- Statistic: {statement.statistic}.\n"
             f"- Control: {statement.control}.\n"
             f"- What would break it: {statement.breaks}.\n"
-            f"- Decided by: {command}.\n"
+            f"- Decided by: {command}.\n{changed}"
         )
 
 

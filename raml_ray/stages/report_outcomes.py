@@ -53,7 +53,7 @@ class Measurement:
     level: float
     """Of the interval, in (0, 1)."""
     unit: str
-    """`points` (percentage points; the difference itself is a fraction), `nats`, `tau`, `cosine` or `log ratio`."""
+    """`points` (percentage points; the difference itself is a fraction), `nats`, `tau`, `cosine`, `log ratio` or `of like places`."""
     outcome: Outcome
     num_questions: int
     decides: bool = True

@@ -23,8 +23,11 @@ COLUMNS = {
     "log_ratio": ("log ratio of L-hat", 3),
     "matched": ("over like places", 3),
     "matched_size": ("size, over like places", 3),
+    "size_rank": ("rank of its size there", 3),
 }
 REFLECTION = "reflection"
+RANK = ("size_rank", 1, "of like places")
+"""What decides, its sign and its unit."""
 
 
 def shown(run: Run) -> Shown:
@@ -39,9 +42,11 @@ def shown(run: Run) -> Shown:
         ]
         tables.append(interval_table(f"{step.name}: words of", COLUMNS, listed))
         tables.append(
-            '<p class="note">Medians over words before the answer is written, with 95 % bootstrap intervals over'
-            " trajectories. Log ratio: log of L-hat after the word over L-hat before it, negative where it falls; like"
-            " places: the median of the nearest windows of the same length without such a word.</p>\n"
+            '<p class="note">Of words before the answer is written, with 95 % bootstrap intervals over trajectories. Log ratio:'
+            " log of L-hat after the word over L-hat before it, negative where it falls, median over words. Like places: the"
+            " nearest windows of the same length without such a word; the word's log ratio, and its size, less the mean of"
+            " theirs, and the share of them whose size is smaller (ties count half) less 1/2, which is 0 of words like any"
+            " other; means over each trajectory's words.</p>\n"
         )
         rows = (step.folder / WORDS.name).read_tables("shard-", WORDS.schema).to_pylist()
         if any(category == REFLECTION for found in groups.values() for category in found["categories"]):
@@ -52,7 +57,8 @@ def shown(run: Run) -> Shown:
 
 
 def _reflects(step: StepResult, rows: Sequence[Mapping[str, Any]], config: Config) -> Claim:
-    """Fig. 6: reflection words are larger steps; decided on equal windows at like places, before the answer."""
+    """Fig. 6: reflection words are larger steps; decided by their ranks among equal windows at like places, before the answer:
+    of skewed sizes any distance from the middle would be above 0 without a cause."""
 
     def values(measure: str, sign: float) -> Iterator[tuple[str, float | None]]:
         for row in rows:
@@ -67,13 +73,19 @@ def _reflects(step: StepResult, rows: Sequence[Mapping[str, Any]], config: Confi
             metric,
             by_question(values(measure, sign)),
             config,
-            unit="log ratio",
+            unit=unit,
             level=level_for(1),
-            decides=measure == "matched_size",
+            decides=measure == RANK[0],
         )
-        for metric, measure, sign in (
-            ("size of L-hat's log ratio over a reflection word, less that at like places", "matched_size", 1),
-            ("fall of L-hat over a reflection word, less that at like places", "matched", -1),
+        for metric, measure, sign, unit in (
+            ("like places over which L-hat moves less than over a reflection word, less 1/2", *RANK),
+            (
+                "size of L-hat's log ratio over a reflection word, less that at like places",
+                "matched_size",
+                1,
+                "log ratio",
+            ),
+            ("fall of L-hat over a reflection word, less that at like places", "matched", -1, "log ratio"),
         )
     ]
     num = measurements[0].num_questions
@@ -107,8 +119,8 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
     matched.set_title("Less that at like places")
     _paper(paper, groups, drawn)
     caption = (
-        "Left and middle: medians over words before the answer is written, whiskers 95 % bootstrap intervals over"
-        " trajectories; below zero L-hat falls. Right: the paper's statistic as its notebook has it: |change| / L-hat,"
+        "Left: medians over words before the answer is written; middle: means of what they do beyond like places; whiskers"
+        " 95 % bootstrap intervals over trajectories; below zero L-hat falls. Right: the paper's statistic as its notebook has it: |change| / L-hat,"
         " over one token for the average and over one more than the word's for words, the answer's tokens included; bars"
         " are means of correct trajectories with the number of values, and heavy tails make them what they are."
     )

@@ -62,6 +62,20 @@ def test_controls_are_the_nearest_windows_without_the_role() -> None:
     assert roles.matched_windows(0, 9, NONE, last=4, num=9, radius=9) == []
 
 
+def test_a_rank_is_the_share_of_the_others_that_are_smaller_and_half_of_those_as_large() -> None:
+    assert roles.rank_above(2.0, [1.0, 2.0, 3.0, 0.5]) == 2.5 / 4 - 0.5
+    assert roles.rank_above(9.0, [1.0]) == 0.5
+    assert roles.rank_above(0.0, [0.0, 0.0]) == 0.0
+    with pytest.raises(ValueError, match="needs others"):
+        roles.rank_above(1.0, [])
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.1, 0.2, 9.0], [1.0, 1.0, 1.0, 5.0], [-3.0, 0.0, 0.0, 7.0]])
+def test_the_ranks_of_everyone_among_the_rest_are_zero_on_average_however_skewed_they_are(values: list[float]) -> None:
+    ranks = [roles.rank_above(value, values[:at] + values[at + 1 :]) for at, value in enumerate(values)]
+    assert sum(ranks) == pytest.approx(0.0)
+
+
 def test_medians_come_with_intervals_over_trajectories() -> None:
     found = roles.median_interval([[1.0, 2.0], [], [9.0]], num_resamples=200, seed=0)
     assert found is not None

@@ -149,8 +149,10 @@ def test_words_are_held_against_like_places_before_the_answer() -> None:
     assert (wait["before"], wait["after"], wait["before_leak"]) == (8.0, 4.0, True)
     assert wait["log_ratio"] == pytest.approx(-math.log(2))
     # like places: tokens 5 4 7 3 2 1 0, of which one doubles and none halves; 8 is the answer
-    assert wait["matched"] == pytest.approx(-math.log(2))
-    assert wait["matched_size"] == pytest.approx(math.log(2))
+    assert wait["matched"] == pytest.approx(-math.log(2) - math.log(2) / 7)
+    assert wait["matched_size"] == pytest.approx(math.log(2) - math.log(2) / 7)
+    # six are smaller, and the one that doubles is as large
+    assert wait["size_rank"] == pytest.approx(6.5 / 7 - 0.5)
     seven = by_text["7"]
     assert (seven["category"], seven["log_ratio"]) == ("calculation", pytest.approx(math.log(2)))
     assert not by_text["16"]["before_leak"]
@@ -176,7 +178,10 @@ def test_roles_are_medians_and_the_papers_are_means(tmp_path: Path) -> None:
     assert (reflection["num_words"], reflection["num_before_leak"]) == (2, 2)
     # of -log 2 and 0
     assert reflection["log_ratio"]["median"] == pytest.approx(-math.log(2) / 2)
-    assert found["categories"]["answer"]["log_ratio"] is None
+    # ranks of 3/7, and of 0 where nothing moves
+    assert reflection["size_rank"]["mean"] == pytest.approx(3 / 14)
+    assert reflection["matched_size"]["mean"] == pytest.approx(3 / 7 * math.log(2))
+    assert found["categories"]["answer"]["log_ratio"] is found["categories"]["answer"]["size_rank"] is None
     # of ten changes 1, 0.5, 0.75 are not 0, and of the other ten none is
     assert found["paper"]["average"]["mean"] == pytest.approx(2.25 / 20)
     assert found["paper"]["average"]["std"] == pytest.approx(math.sqrt((1 + 0.25 + 0.5625) / 20 - (2.25 / 20) ** 2))

@@ -17,7 +17,7 @@ from raml_ray.formulas import roles as formulas
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import chosen
 from raml_ray.stages.instruments.chosen import Row
-from raml_ray.stages.instruments.intervals import NUM_RESAMPLES
+from raml_ray.stages.instruments.intervals import NUM_RESAMPLES, over_trajectories
 from raml_ray.stages.instruments.lhat import CURVES
 from raml_ray.stages.instruments.lhat_controls import GOLD
 from raml_ray.text import roles
@@ -33,11 +33,14 @@ WORD = pa.struct(
         ("log_ratio", pa.float32()),
         ("matched", pa.float32()),
         ("matched_size", pa.float32()),
+        ("size_rank", pa.float32()),
         ("before_leak", pa.bool_()),
     ]
 )
-"""L-hat before and after a word, log(after / before), and that less the median of its controls: of the log ratios
-(`matched`), and of their sizes (`matched_size`). Null without a control."""
+"""L-hat before and after a word, log(after / before), and that less the mean of its controls: of the log ratios (`matched`),
+and of their sizes (`matched_size`); `size_rank` is how its size ranks among theirs (`formulas.roles.rank_above`). Null without
+a control."""
+MATCHED = ("matched", "matched_size", "size_rank")
 WORDS = chosen.Table(
     "words",
     pa.schema(
@@ -139,7 +142,8 @@ class Roles(chosen.RowByRow):
             num=settings.num_controls,
             radius=settings.control_radius,
         )
-        ratio = float(ratios[word.start])
+        ratio, control_C = float(ratios[word.start]), ratios[controls]
+        size, size_C = abs(ratio), np.abs(control_C)
         return {
             "category": word.category,
             "text": word.text,
@@ -148,14 +152,15 @@ class Roles(chosen.RowByRow):
             "before": lhat_K[word.start],
             "after": lhat_K[end],
             "log_ratio": ratio,
-            "matched": ratio - float(np.median(ratios[controls])) if controls else None,
-            "matched_size": abs(ratio) - float(np.median(np.abs(ratios[controls]))) if controls else None,
+            "matched": ratio - float(control_C.mean()) if controls else None,
+            "matched_size": size - float(size_C.mean()) if controls else None,
+            "size_rank": formulas.rank_above(size, size_C) if controls else None,
             "before_leak": before_leak,
         }
 
 
 def figures(rows: Sequence[Row], context: Context) -> dict[str, Any]:
-    """Of one group: each category's words before the leak, medians with intervals over trajectories; the paper's means."""
+    """Of one group: each category's words before the leak, with intervals over trajectories; the paper's means."""
     changes = [change for row in rows for change in row["paper_changes"]]
     by_word: dict[str, list[float]] = {}
     for row in rows:
@@ -172,11 +177,14 @@ def _category(rows: Sequence[Row], category: str, seed: int) -> dict[str, Any]:
     words = [[word for word in row["words"] if word["category"] == category] for row in rows]
     early = [[word for word in each if word["before_leak"]] for each in words]
     found: dict[str, Any] = {"num_words": sum(map(len, words)), "num_before_leak": sum(map(len, early))}
-    for measure in ("log_ratio", "matched", "matched_size"):
+    drawn = records.seed_of(seed, "roles", category, "log_ratio")
+    ratios = [[word["log_ratio"] for word in each] for each in early]
+    median = formulas.median_interval(ratios, num_resamples=NUM_RESAMPLES, seed=drawn)
+    found["log_ratio"] = median and median._asdict()
+    for measure in MATCHED:
         values = [[word[measure] for word in each if word[measure] is not None] for each in early]
-        drawn = records.seed_of(seed, "roles", category, measure)
-        median = formulas.median_interval(values, num_resamples=NUM_RESAMPLES, seed=drawn)
-        found[measure] = median and median._asdict()
+        means = [float(np.mean(each)) for each in values if each]
+        found[measure] = over_trajectories(means, seed, f"roles {category} {measure}")
     return found
 
 
