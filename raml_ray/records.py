@@ -156,6 +156,10 @@ ANSWER_CURVE = pa.schema(
         ("group", pa.string()),
         ("question_id", pa.string()),
         ("num_tokens", pa.int32()),
+        # What the paper's figure leaves out: prefixes before this one, which is the first to hold <think> where the response
+        # opens its thought itself, and the response's last ones, as many as suffix and answer have tokens.
+        ("think_position", pa.int32()),
+        ("num_suffix", pa.int32()),
     ]
 )
 LABEL = pa.schema([("trajectory_id", pa.string()), ("label", pa.bool_())])

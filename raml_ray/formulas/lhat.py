@@ -19,6 +19,8 @@ MIN_TREND_POINTS = 5
 class PaperCurve(NamedTuple):
     """A curve as the paper draws it: x in [0, 1], the raw values that were kept, and their moving average (nats)."""
 
+    point: npt.NDArray[np.int64]
+    """Which of the raw values were kept."""
     position: Floats
     kept: Floats
     smooth: Floats
@@ -87,8 +89,8 @@ def paper_curve(raw_K: npt.ArrayLike, alpha: float = 0.01) -> PaperCurve:
     Source: RaML's pseudo_gradient_descent notebook.
     """
     raw = np.asarray(raw_K, dtype=np.float64)
-    kept = raw[raw != 0.0]
-    return PaperCurve(normalised_index(len(kept)), kept, ema(kept, alpha))
+    point = np.flatnonzero(raw)
+    return PaperCurve(point, normalised_index(len(point)), raw[point], ema(raw[point], alpha))
 
 
 def leak_split(position_K: npt.ArrayLike, lhat_K: npt.ArrayLike, leak_position: int, radius: int = 20) -> LeakSplit:

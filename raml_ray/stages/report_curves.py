@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from raml_ray import records
+from raml_ray.formulas.lhat import PaperCurve, paper_curve
 from raml_ray.stages.report_data import StepResult
 
 
@@ -26,6 +27,10 @@ class Curve(NamedTuple):
     num_tokens: int
     foil_margin: list[float] | None
     """L-hat of wrong answers minus this one, mean over them, nats per answer token; None where none were asked."""
+    think_position: int
+    """Response tokens of the first prefix behind `<think>`; 0 where the prompt opens the thought, or nothing does."""
+    num_suffix: int
+    """Tokens of suffix and answer."""
 
     @property
     def leak_or_end(self) -> int:
@@ -41,6 +46,17 @@ class Curve(NamedTuple):
     def share(self) -> list[float]:
         """Each position as a share of the last probed one, in [0, 1]."""
         return [position / max(self.position[-1], 1) for position in self.position]
+
+    def as_paper(self, alpha: float) -> PaperCurve:
+        """What the released notebook draws of it: from the first prefix behind `<think>` on, without the response's last
+        `num_suffix` prefixes, without zeros, over the normalised index; smoothed. `point` counts all probed positions.
+
+        Source: RaML's pseudo_gradient_descent notebook.
+        """
+        first = bisect.bisect_left(self.position, self.think_position)
+        end = bisect.bisect_right(self.position, self.num_tokens - self.num_suffix)
+        drawn = paper_curve(self.lhat[first:end], alpha)
+        return drawn._replace(point=drawn.point + first)
 
 
 def curves(step: StepResult) -> list[Curve]:
@@ -62,6 +78,8 @@ def curves(step: StepResult) -> list[Curve]:
                     leak if has_leak else None,
                     max(row["num_tokens"], 1),
                     row["foil_margin"],
+                    row["think_position"],
+                    row["num_suffix"],
                 )
             )
     return found

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from raml_ray.config import Config
-from raml_ray.formulas.lhat import ema, kendall_tau, leak_split
+from raml_ray.formulas.lhat import kendall_tau, leak_split
 from raml_ray.stages import report_curves
 from raml_ray.stages.claims import answered
 from raml_ray.stages.report_curves import Curve
@@ -31,7 +31,7 @@ def _falls(step: StepResult, curves: Sequence[Curve], config: Config) -> Claim:
     """Kendall's tau with its sign turned: before the leak, and as the paper draws it (smoothed, the leak included)."""
     correct = [curve for curve in curves if curve.group == "correct"]
     before = [(one, leak_split(one.position, one.lhat, one.leak_or_end).kendall_tau) for one in correct]
-    drawn = [(one, kendall_tau(ema(one.lhat, config.lhat.ema_alpha))) for one in correct]
+    drawn = [(one, kendall_tau(one.as_paper(config.lhat.ema_alpha).smooth)) for one in correct]
     measurements = tuple(
         measured(
             "correct trajectories",
@@ -62,7 +62,7 @@ def _ends_differ(step: StepResult, curves: Sequence[Curve], config: Config) -> C
     measurements = []
     for metric, values in (
         ("L-hat at the last prefix before the answer is written", before),
-        ("L-hat at the last probed prefix, as the paper draws it", drawn),
+        ("L-hat at the last probed prefix, the answer written or not", drawn),
     ):
         wrong = _by_question((one, value) for one, value in values if one.group == "wrong")
         correct = _by_question((one, value) for one, value in values if one.group == "correct")

@@ -26,6 +26,7 @@ def test_an_answer_without_tokens_is_refused():
 def test_the_papers_curve_drops_exact_zeros():
     curve = lhat.paper_curve(MISC["ema"]["raw"], alpha=0.01)
     assert curve.kept.tolist() == MISC["ema"]["kept"]
+    assert curve.point.tolist() == [0, 1, 3, 4, 5]
     assert curve.position.tolist() == MISC["ema"]["index"]
     assert curve.smooth.tolist() == pytest.approx(MISC["ema"]["smooth_alpha_0.01"], abs=1e-12)
 

@@ -57,6 +57,11 @@ def test_positions_end_where_the_setting_says(policy: chosen.Opened) -> None:
     assert thinking["lhat"] == pytest.approx(whole["lhat"][: end + 1], abs=1e-4)
     assert thinking["leak_position"] == whole["leak_position"] < end
     assert thinking["foil_margin"] is None
+    suffix = miniature.build()("\n\n**Final Answer**\n\\boxed{16", add_special_tokens=False)["input_ids"]
+    # What the paper's figure needs to know: the miniature writes <think> itself, as one token.
+    assert [(one["think_position"], one["num_suffix"]) for one in (thinking, whole)] == [(1, len(suffix))] * 2
+    (in_prompt,) = curves(policy, row(TEXT), prompt__response_prefix="<think>\n", **plain)
+    assert in_prompt["think_position"] == 0
 
 
 def test_a_stride_keeps_the_last_position_and_those_around_the_leak(policy: chosen.Opened) -> None:

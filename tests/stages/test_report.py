@@ -105,7 +105,9 @@ def analyzed(
                     "leak_position": 10 if group == "correct" else None,
                     "group": group,
                     "question_id": f"q{question}",
-                    "num_tokens": 10,
+                    "num_tokens": 13,
+                    "think_position": 0,
+                    "num_suffix": 3,
                 }
             )
     folder = finish(config, "probed", {"groups": {"correct": {"num": 12}, "wrong": {"num": 12}}})
@@ -253,7 +255,33 @@ def test_every_figure_is_kept_as_svg_png_and_the_rows_it_draws(config: Config) -
         (1, 0.25),
     ]
     # s1 = 0.01 * 2.9 + 0.99 * 3
-    assert points[1]["ema"] == pytest.approx(2.999, abs=1e-4)
+    assert points[1]["paper_smooth"] == pytest.approx(2.999, abs=1e-4)
+
+
+def test_the_papers_panel_holds_what_its_notebook_draws(config: Config) -> None:
+    analyzed(config, wrong_end=3.25)
+    curves = folder_of(config) / "probed" / "curves"
+    rows = curves.read_table("shard-0.parquet").to_pylist()
+    # <think> is the second token; ten tokens less a suffix of three leave the prefixes 2 .. 7, the zero is not drawn.
+    of_paper = {"think_position": 2, "num_tokens": 10, "num_suffix": 3, "leak_position": 5}
+    first, *rest = rows
+    first |= of_paper | {"lhat": [9.0, 8.0, 4.0, 3.0, 0.0, 3.5, 1.0, 0.5, 7.0, 7.0, 7.0]}
+    rest[0] |= {"num_tokens": 2}  # shorter than the suffix: nothing of it is drawn
+    curves.write_table("shard-0.parquet", records.table([first, *rest], records.ANSWER_CURVE))
+    page = folder_of(config) / "page"
+    report.build(folder_of(config), config, page)
+    points = pq.read_table((page / "figures").file("lhat_probed.parquet")).to_pylist()
+    drawn = {p["position"]: (p["paper_x"], p["paper_smooth"]) for p in points if p["trajectory_id"] == "correct0"}
+    # 0.01 * 3 + 0.99 * 4 = 3.99; 0.01 * 3.5 + 0.99 * 3.99 = 3.9851; ...
+    expected = {2: (0.0, 4.0), 3: (0.25, 3.99), 5: (0.5, 3.9851), 6: (0.75, 3.955249), 7: (1.0, 3.92069651)}
+    assert {position: point for position, point in drawn.items() if point[0] is not None} == {
+        position: pytest.approx(point) for position, point in expected.items()
+    }
+    assert len(drawn) == 11
+    assert not [p for p in points if p["trajectory_id"] == "wrong0" and p["paper_x"] is not None]
+    html = page.read_text("report.html")
+    assert "here analyze.until=&lt;/think&gt; ends the curve" in html
+    assert "analyze.stride=" not in html
 
 
 def test_a_run_without_a_finished_step_has_a_page_that_says_so(config: Config) -> None:
@@ -450,14 +478,16 @@ def test_the_figure_of_lhat_says_which_positions_were_probed(config: Config) -> 
     analyzed(config, wrong_end=3.25)
     page = folder_of(config) / "page"
     report.build(folder_of(config), config, page)
-    assert "every token up to and including &lt;/think&gt;; 0 of 24 trajectories go on" in page.read_text("report.html")
+    assert "every token up to and including &lt;/think&gt;; 24 of 24 trajectories go on" in page.read_text(
+        "report.html"
+    )
     curves = folder_of(config) / "probed" / "curves"
     rows = curves.read_table("shard-0.parquet").to_pylist()
     curves.write_table(
-        "shard-0.parquet", records.table([row | {"num_tokens": 20} for row in rows], records.ANSWER_CURVE)
+        "shard-0.parquet", records.table([row | {"num_tokens": 20} for row in rows[:6]], records.ANSWER_CURVE)
     )
     report.build(folder_of(config), config, page)
-    told = "24 of 24 trajectories go on behind the last probed token, which lies at 50 % of their tokens"
+    told = "6 of 6 trajectories go on behind the last probed token, which lies at 50 % of their tokens"
     assert told in page.read_text("report.html")
 
 

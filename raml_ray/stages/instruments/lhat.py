@@ -73,8 +73,8 @@ class Curves:
 def _curves(row: Row, asked: Asked, lhat_JK: Sequence[Any]) -> Iterator[Row]:
     """The curve of each answer; the gold one's has the mean of its foils' L-hat minus its own."""
     foils_JK = [lhat_K for name, lhat_K in zip(asked.names, lhat_JK, strict=True) if name == lhat_controls.FOIL]
-    columns = zip(asked.names, asked.answers, asked.leak_positions, lhat_JK, strict=True)
-    for name, answer, leak_position, lhat_K in columns:
+    columns = zip(asked.names, asked.answers, asked.leak_positions, asked.probe.suffixes, lhat_JK, strict=True)
+    for name, answer, leak_position, suffix, lhat_K in columns:
         is_held = name == lhat_controls.GOLD and foils_JK
         yield {
             "trajectory_id": row["trajectory_id"],
@@ -87,4 +87,6 @@ def _curves(row: Row, asked: Asked, lhat_JK: Sequence[Any]) -> Iterator[Row]:
             "group": row["verdict"],
             "question_id": row["question_id"],
             "num_tokens": asked.num_tokens,
+            "think_position": asked.think_position,
+            "num_suffix": len(suffix.token_ids),
         }

@@ -19,6 +19,7 @@ from raml_ray.stages.instruments.chosen import Opened, Row
 from raml_ray.text import baselines, foils, leak
 from raml_ray.text.answers import EXTRACTED_CHARS
 from raml_ray.text.suffix import answer_suffix
+from raml_ray.text.thinking import OPEN
 from raml_ray.workers import probe
 from raml_ray.workers.probe_text import Probe
 from raml_ray.workers.recurrent_forms import context_of
@@ -38,6 +39,8 @@ class Asked(NamedTuple):
     """Response tokens of each probed prefix."""
     num_tokens: int
     """Of the whole response."""
+    think_position: int
+    """Response tokens of the first prefix that holds `<think>`; 0 where the response does not."""
     probe: Probe
 
 
@@ -125,4 +128,5 @@ class _Text:
         lengths = [len(self._prompt_ids) + position for position in positions]
         asked = Probe([*self._prompt_ids, *response_ids[:last]], lengths, suffixes)
         names, texts = zip(*answers, strict=True)
-        return Asked(list(names), list(texts), leaks, positions, len(response_ids), asked)
+        opened = leak.position_of_text(self._tokenizer, response_ids, OPEN) or 0
+        return Asked(list(names), list(texts), leaks, positions, len(response_ids), opened, asked)
