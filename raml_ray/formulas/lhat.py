@@ -29,8 +29,8 @@ class PaperCurve(NamedTuple):
 class LeakSplit(NamedTuple):
     """Where a curve falls, relative to the first place at which the trajectory states the answer.
 
-    `LeakSplit(before=2.2, drop_before=0.2, drop_after=2.1, drop_at=1.9, share_near=0.9, kendall_tau=-0.1, slope=-0.003)`,
-    nats.
+    `LeakSplit(before=2.2, drop_before=0.2, drop_after=2.1, drop_at=1.9, share_near_before=0.05, share_near_after=0.85,
+    tau_before=-0.1, tau_after=-0.4, slope_before=-0.003, slope_after=-0.02)`, nats.
     """
 
     before: float | None
@@ -38,15 +38,29 @@ class LeakSplit(NamedTuple):
     drop_before: float
     """L-hat at the first prefix minus at the last one before the leak."""
     drop_after: float
-    """L-hat at the last prefix before the leak minus at the last prefix."""
+    """L-hat at the last prefix before the leak minus at the last prefix: `drop_at`, and what falls behind it."""
     drop_at: float | None
     """L-hat at the last prefix before the leak minus at the first one with it; None if one of them is not there."""
-    share_near: float | None
-    """Share of the whole drop that lies within the radius around the leak; None unless the curve drops at all."""
-    kendall_tau: float | None
+    share_near_before: float | None
+    """Share of the whole drop that lies within the radius before the leak, up to the last prefix before it; None unless the
+    curve drops at all."""
+    share_near_after: float | None
+    """Share that lies between there and the radius behind the leak, `drop_at` included; None as above."""
+    tau_before: float | None
     """Trend before the leak, -1 (always falling) to 1; None with fewer than MIN_TREND_POINTS prefixes or all equal."""
-    slope: float | None
+    tau_after: float | None
+    """Trend from the first prefix with the leak on, as above."""
+    slope_before: float | None
     """Least-squares slope before the leak, nats per token; None with fewer than MIN_TREND_POINTS prefixes."""
+    slope_after: float | None
+    """Slope from the first prefix with the leak on, as above."""
+
+    @property
+    def share_near(self) -> float | None:
+        """Share of the whole drop that lies within the radius around the leak; None unless the curve drops at all."""
+        if self.share_near_before is None or self.share_near_after is None:
+            return None
+        return self.share_near_before + self.share_near_after
 
 
 def lhat(logprob_KA: Tensor) -> Tensor:
@@ -94,9 +108,9 @@ def paper_curve(raw_K: npt.ArrayLike, alpha: float = 0.01) -> PaperCurve:
 
 
 def leak_split(position_K: npt.ArrayLike, lhat_K: npt.ArrayLike, leak_position: int, radius: int = 20) -> LeakSplit:
-    """The curve's drop before and after the leak, its share near it, and the trend before it.
+    """The curve's drop, its trend and what of its drop is near the leak, before it and after it.
 
-    Positions are tokens, ascending. The leak is the first position whose prefix holds the answer; a trajectory that
+    Positions are tokens, ascending; the radius counts tokens. The leak is the first position whose prefix holds the answer; a trajectory that
     never states it has its leak behind the last position.
 
     Raises: ValueError if the curve is empty, not ascending, or of another length than its positions.
@@ -111,15 +125,21 @@ def leak_split(position_K: npt.ArrayLike, lhat_K: npt.ArrayLike, leak_position: 
     last_before = value[max(num_before - 1, 0)]
     first_near = int(np.searchsorted(position, leak_position - radius))
     last_near = int(np.searchsorted(position, leak_position + radius, side="right")) - 1
-    near = float(value[first_near] - value[last_near]) if first_near <= last_near else 0.0
+    near_before = near_after = 0.0
+    if first_near <= last_near:
+        between = value[max(first_near, num_before - 1)]
+        near_before, near_after = float(value[first_near] - between), float(between - value[last_near])
     return LeakSplit(
         before=float(last_before) if num_before else None,
         drop_before=float(value[0] - last_before),
         drop_after=float(last_before - value[-1]),
         drop_at=float(last_before - value[num_before]) if 0 < num_before < len(value) else None,
-        share_near=near / total if total > 0 else None,
-        kendall_tau=kendall_tau(value[:num_before]),
-        slope=least_squares_slope(position[:num_before], value[:num_before]),
+        share_near_before=near_before / total if total > 0 else None,
+        share_near_after=near_after / total if total > 0 else None,
+        tau_before=kendall_tau(value[:num_before]),
+        tau_after=kendall_tau(value[num_before:]),
+        slope_before=least_squares_slope(position[:num_before], value[:num_before]),
+        slope_after=least_squares_slope(position[num_before:], value[num_before:]),
     )
 
 

@@ -30,7 +30,7 @@ def shown(run: Run) -> Shown:
 def _falls(step: StepResult, curves: Sequence[Curve], config: Config) -> Claim:
     """Kendall's tau with its sign turned: before the leak, and as the paper draws it (smoothed, the leak included)."""
     correct = [curve for curve in curves if curve.group == "correct"]
-    before = [(one, leak_split(one.position, one.lhat, one.leak_or_end).kendall_tau) for one in correct]
+    before = [(one, leak_split(one.position, one.lhat, one.leak_or_end).tau_before) for one in correct]
     drawn = [(one, kendall_tau(one.as_paper(config.lhat.ema_alpha).smooth)) for one in correct]
     measurements = tuple(
         measured(

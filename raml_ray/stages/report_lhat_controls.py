@@ -117,22 +117,36 @@ def _around(axis: Axes, curves: Sequence[Curve]) -> list[dict[str, Any]]:
     return rows
 
 
-TABLE = (
-    ("L-hat at the first prefix", "", "start", 1),
-    ("L-hat at the last prefix before the answer is written", "", "before_leak", 1),
-    ("fall until there", "", "drop_before_leak", 1),
-    ("Kendall's tau until there (falling is below 0)", "", "tau_before_leak", 1),
-    ("slope until there, per 100 tokens", "", "slope_before_leak", 100),
-    ("margin of wrong answers at the first prefix", "", "margin_start", 1),
-    ("margin of wrong answers just before the answer is written", "", "margin_before_leak", 1),
-    ("lines shuffled: L-hat more than in order, just before", "shuffled", "excess_before_leak", 1),
-    ("another question's trajectory: L-hat more than along its own, just before", "foreign", "excess_before_leak", 1),
-    ("its own wrong answer: L-hat more than of the right one, just before", "own", "excess_before_leak", 1),
-    ("fall in the token that completes the answer", "", "drop_at_leak", 1),
-    ("the same where the bare answer is spliced into another question's trajectory", "spliced", "drop_at_leak", 1),
-    ("share of the whole fall within 20 tokens of the answer", "", "share_at_leak", 1),
-)
-"""What it is called, the control it belongs to (or none), its name among the figures, and a factor."""
+TABLE = {
+    "Before the answer is written": (
+        ("L-hat at the first prefix", "", "start", 1),
+        ("L-hat at the last prefix before the answer is written", "", "before_leak", 1),
+        ("fall until there", "", "drop_before_leak", 1),
+        ("Kendall's tau until there (falling is below 0)", "", "tau_before_leak", 1),
+        ("slope until there, per 100 tokens", "", "slope_before_leak", 100),
+        ("margin of wrong answers at the first prefix", "", "margin_start", 1),
+        ("margin of wrong answers just before the answer is written", "", "margin_before_leak", 1),
+        ("lines shuffled: L-hat more than in order, just before", "shuffled", "excess_before_leak", 1),
+        (
+            "another question's trajectory: L-hat more than along its own, just before",
+            "foreign",
+            "excess_before_leak",
+            1,
+        ),
+        ("its own wrong answer: L-hat more than of the right one, just before", "own", "excess_before_leak", 1),
+    ),
+    "From there on, where a fall may be copying": (
+        ("fall in the token that completes the answer", "", "drop_at_leak", 1),
+        ("the same where the bare answer is spliced into another question's trajectory", "spliced", "drop_at_leak", 1),
+        ("fall from the last prefix before the answer to the last probed one", "", "drop_after_leak", 1),
+        ("Kendall's tau of the prefixes that hold the answer", "", "tau_after_leak", 1),
+        ("slope of the prefixes that hold the answer, per 100 tokens", "", "slope_after_leak", 100),
+        ("share of the whole fall within 20 tokens of the answer", "", "share_at_leak", 1),
+        ("of it, before the answer is written", "", "share_at_leak_before", 1),
+        ("of it, from the token that completes the answer on", "", "share_at_leak_after", 1),
+    ),
+}
+"""Part of the table -> what a row is called, the control it belongs to (or none), its name among the figures, and a factor."""
 
 
 def figures_table(step: StepResult) -> str:
@@ -140,19 +154,30 @@ def figures_table(step: StepResult) -> str:
     groups: Mapping[str, Mapping[str, Any]] = step.figures["groups"]
     numbers = [f"{groups[group]['num']} trajectories" for group in GROUP_COLOURS]
     rows = [row([escape(step.name), *numbers])]
-    for label, control, name, factor in TABLE:
-        values = [groups[group].get(control) or {} if control else groups[group] for group in GROUP_COLOURS]
-        found = [interval(value.get(name)) for value in values]
-        if any(found):
-            cells = [
-                "-"
-                if one is None
-                else f"{factor * one.mean:.2f}<small>[{factor * one.low:.2f}, {factor * one.high:.2f}]</small>"
-                for one in found
-            ]
-            rows.append(row([escape(label), *cells]))
+    for title, lines in TABLE.items():
+        found = [
+            row([escape(label), *cells])
+            for label, control, name, factor in lines
+            if (cells := _cells(groups, control, name, factor))
+        ]
+        if found:
+            rows += [f'<tr class="group"><th colspan="{1 + len(numbers)}">{escape(title)}</th></tr>\n', *found]
     note = (
         '<p class="note">Nats per answer token, with 95 % bootstrap intervals over trajectories. Until the answer is written,'
         " nothing can be copied; from there on a falling L-hat may be copying.</p>\n"
     )
     return note + table(["", *(f"{group} trajectories" for group in GROUP_COLOURS)], rows)
+
+
+def _cells(groups: Mapping[str, Mapping[str, Any]], control: str, name: str, factor: float) -> list[str]:
+    """A figure of each group as HTML; none where no group has it."""
+    values = [groups[group].get(control) or {} if control else groups[group] for group in GROUP_COLOURS]
+    found = [interval(value.get(name)) for value in values]
+    if not any(found):
+        return []
+    return [
+        "-"
+        if one is None
+        else f"{factor * one.mean:.2f}<small>[{factor * one.low:.2f}, {factor * one.high:.2f}]</small>"
+        for one in found
+    ]

@@ -58,8 +58,9 @@ def test_a_step_at_the_leak_is_all_drop_after_it():
     split = lhat.leak_split(range(100), value_K, leak_position=50)
     assert (split.drop_before, split.drop_after, split.share_near) == (0.0, 1.5, 1.0)
     assert (split.before, split.drop_at) == (2.0, 1.5)
-    assert split.kendall_tau is None  # flat: no variation to order
-    assert split.slope == 0.0
+    assert (split.share_near_before, split.share_near_after) == (0.0, 1.0)
+    assert split.tau_before is None and split.tau_after is None  # flat: no variation to order
+    assert (split.slope_before, split.slope_after) == (0.0, 0.0)
 
 
 def test_a_steady_descent_lies_where_its_tokens_lie():
@@ -68,16 +69,39 @@ def test_a_steady_descent_lies_where_its_tokens_lie():
     assert split.drop_before == pytest.approx(5.9)
     assert split.drop_after == pytest.approx(4.1)
     assert split.share_near == pytest.approx(0.4)
-    assert split.kendall_tau == pytest.approx(-1.0)
-    assert split.slope == pytest.approx(-0.1)
+    # tokens 40 to 59, and 59 to 80: the token that completes the answer is after
+    assert (split.share_near_before, split.share_near_after) == pytest.approx((0.19, 0.21))
+    assert (split.tau_before, split.tau_after) == pytest.approx((-1.0, -1.0))
+    assert (split.slope_before, split.slope_after) == pytest.approx((-0.1, -0.1))
+
+
+def test_what_comes_after_the_leak_is_apart_from_what_came_before() -> None:
+    # from 5 to 1, up by 1 a token to 4, to 2 as the answer is written, and from there down by 0.5 a token
+    value_K = [5.0, 1.0, 2.0, 3.0, 4.0, 2.0, 1.5, 1.0, 0.5, 0.0]
+    split = lhat.leak_split(range(10, 20), value_K, leak_position=15, radius=2)
+    assert (split.drop_before, split.drop_at, split.drop_after) == (1.0, 2.0, 4.0)
+    assert split.tau_after == pytest.approx(-1.0)
+    assert split.slope_after == pytest.approx(-0.5)
+    # of 10 pairs before, (5, 1) to (5, 4) fall and six rise
+    assert split.tau_before == pytest.approx(0.2)
+    # of 5 nats: -1 over tokens 13 and 14, then 4 - 1 over 15 to 17
+    assert (split.share_near_before, split.share_near_after) == pytest.approx((-0.2, 0.6))
+    short = lhat.leak_split(range(4), [4.0, 3.0, 2.0, 1.0], leak_position=2)
+    assert (short.tau_after, short.slope_after) == (None, None)  # two prefixes are no trend
+
+
+def test_of_a_radius_without_a_probed_prefix_before_the_leak_nothing_lies_before_it() -> None:
+    # probed at 0, 50 and 60; the leak at 50 has nothing within 20 tokens before it
+    split = lhat.leak_split([0, 50, 60], [4.0, 2.0, 0.0], leak_position=50)
+    assert (split.share_near_before, split.share_near_after) == (0.0, 0.5)
 
 
 def test_a_curve_that_never_leaks_is_all_before_it():
     split = lhat.leak_split([0, 10, 20], [3.0, 2.0, 1.0], leak_position=30)
     assert (split.drop_before, split.drop_after, split.share_near) == (2.0, 0.0, 0.5)
     assert (split.before, split.drop_at) == (1.0, None)
-    assert split.kendall_tau is None
-    assert split.slope is None
+    assert (split.share_near_before, split.share_near_after) == (0.5, 0.0)
+    assert (split.tau_before, split.slope_before, split.tau_after, split.slope_after) == (None, None, None, None)
 
 
 def test_a_rising_curve_has_no_share():

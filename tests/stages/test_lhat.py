@@ -163,16 +163,34 @@ def test_what_curves_come_to_by_hand() -> None:
         "before_leak": 5.0,
         "drop_before_leak": -2.0,
         "drop_at_leak": 4.0,
+        "drop_after_leak": 4.0,
+        # of a fall of 2: up from 3 to 5 before, down from 5 to 1 after
         "share_at_leak": 1.0,
+        "share_at_leak_before": -1.0,
+        "share_at_leak_after": 2.0,
         "margin_start": 0.5,
         "margin_before_leak": 1.5,
     }
     assert (found["num"], found["leaked"], found["foils"]) == (1, 1, 1.0)
     assert found["tau_before_leak"] is None  # fewer than five prefixes
+    assert found["tau_after_leak"] is None and found["slope_after_leak"] is None
+    assert found["foreign"]["drop_after_leak"] is None  # the answer is not there
     assert found["foreign"]["excess_before_leak"]["mean"] == 3.0 - 5.0
     assert found["spliced"]["drop_at_leak"]["mean"] == 2.5
     assert found["spliced"]["excess_before_leak"]["mean"] == 3.0 - 5.0
+    assert found["spliced"]["drop_after_leak"]["mean"] == 2.75
     assert "own" not in found
+
+
+def test_trends_behind_the_leak_by_hand() -> None:
+    values = [2.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    found = lhat_figures.figures([curve("gold", values, 1), curve("gold", values, 6, "u")], seed=0)
+    correct = found["groups"]["correct"]
+    # The one that leaks at token 1; the other one never does.
+    assert correct["leaked"] == 1
+    assert (correct["tau_after_leak"]["mean"], correct["slope_after_leak"]["mean"]) == (-1.0, -1.0)
+    assert correct["drop_after_leak"]["mean"] == 1.0
+    assert correct["drop_before_leak"]["mean"] == (0.0 + 1.0) / 2
 
 
 def test_a_group_without_a_trajectory_says_so() -> None:

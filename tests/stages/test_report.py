@@ -503,7 +503,8 @@ def test_lhat_is_shown_beside_its_controls_and_before_the_answer_is_written(conf
     curves.write_table("shard-0.parquet", records.table(rows, records.ANSWER_CURVE))
     summary = (folder_of(config) / "probed").read_json("summary.json")
     excess = {"mean": 1.9, "low": 1.8, "high": 2.0}
-    summary["figures"]["groups"]["correct"] |= {"shuffled": {"num": 12, "excess_before_leak": excess}}
+    later = {"slope_after_leak": {"mean": -0.0125, "low": -0.02, "high": -0.01}}
+    summary["figures"]["groups"]["correct"] |= {"shuffled": {"num": 12, "excess_before_leak": excess}} | later
     (folder_of(config) / "probed").write_json("summary.json", summary)
     page = folder_of(config) / "page"
     report.build(folder_of(config), config, page)
@@ -519,7 +520,9 @@ def test_lhat_is_shown_beside_its_controls_and_before_the_answer_is_written(conf
     assert lines["around the leak", "right answer, spliced into another's trajectory", 0] == 0.5
     html = page.read_text("report.html")
     assert re.search(r"lines shuffled: L-hat more than in order[^<]*</th><td[^>]*>1.90<small>\[1.80, 2.00\]", html)
-    assert html.index("lines shuffled: L-hat more") < html.index("as the paper draws it (probed)")
+    slope = html.index("<small>[-2.00, -1.00]")  # -1.25 nats per 100 tokens
+    assert html.index("lines shuffled: L-hat more") < html.index("where a fall may be copying") < slope
+    assert slope < html.index("as the paper draws it (probed)")
 
 
 def test_one_contradicting_set_refutes_and_one_open_set_leaves_open() -> None:

@@ -27,10 +27,12 @@ def _group(curves: Sequence[Row], seed: int) -> dict[str, Any]:
     gold = {curve["trajectory_id"]: curve for curve in curves if curve["probe"] == GOLD}
     if not gold:
         return {"num": 0}
-    splits = {key: split_of(curve) for key, curve in gold.items()}
+    leaks = [split_of(curve) for curve in gold.values() if has_leaked(curve)]
     margins = [_margin(curve) for curve in gold.values() if curve["foil_margin"] is not None]
     columns = _columns(gold.values()) | {
-        "share_at_leak": [splits[key].share_near for key, curve in gold.items() if has_leaked(curve)],
+        "share_at_leak": [split.share_near for split in leaks],
+        "share_at_leak_before": [split.share_near_before for split in leaks],
+        "share_at_leak_after": [split.share_near_after for split in leaks],
         "margin_start": [start for start, _ in margins],
         "margin_before_leak": [before for _, before in margins],
     }
@@ -60,9 +62,12 @@ def _columns(curves: Iterable[Row]) -> dict[str, list[float | None]]:
         "drop": [values[0] - values[-1] for _, values in raw],
         "before_leak": [split.before for split, _ in raw],
         "drop_before_leak": [None if split.before is None else split.drop_before for split, _ in raw],
+        "tau_before_leak": [split.tau_before for split, _ in raw],
+        "slope_before_leak": [split.slope_before for split, _ in raw],
         "drop_at_leak": [split.drop_at for split, _ in raw],
-        "tau_before_leak": [split.kendall_tau for split, _ in raw],
-        "slope_before_leak": [split.slope for split, _ in raw],
+        "drop_after_leak": [None if split.drop_at is None else split.drop_after for split, _ in raw],
+        "tau_after_leak": [split.tau_after for split, _ in raw],
+        "slope_after_leak": [split.slope_after for split, _ in raw],
     }
 
 
