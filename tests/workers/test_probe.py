@@ -12,10 +12,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
-from raml_ray.settings import EngineConfig
-from raml_ray.text.suffix import AnswerSuffix
+from raml_ray.miniature import base, task
+from raml_ray.settings import BaseConfig, EngineConfig, MiniatureConfig, PromptConfig
+from raml_ray.text import prompts
+from raml_ray.text.suffix import AnswerSuffix, answer_suffix
 from raml_ray.workers import branch_attention, prefix_requests, probe, probe_memory, probe_support
 from raml_ray.workers.engine import Engine
 from raml_ray.workers.probe_support import SUPPORTED
@@ -164,9 +167,16 @@ def test_branches_apart_give_what_a_mask_over_all_of_them_gives(
     assert max(gaps) < {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype], "nats"
 
 
-@pytest.mark.parametrize("memory_mib", [0.2, 1, 64])
-def test_texts_and_answers_in_one_pack_do_not_see_each_other(memory_mib: float) -> None:
-    model = policy("llama")
+@pytest.mark.parametrize("memory_mib", [0.2, 64])
+@pytest.mark.parametrize(
+    ("model_type", "changed"),
+    [*((model_type, {}) for model_type in SUPPORTED), *WINDOWS.items()],
+    ids=[*SUPPORTED, *(f"{model_type}-window" for model_type in WINDOWS)],
+)
+def test_texts_and_answers_in_one_pack_do_not_see_each_other(
+    model_type: str, changed: dict[str, object], memory_mib: float
+) -> None:
+    model = policy(model_type, **changed)
     answers = [AnswerSuffix([50, 51, *tail], [False, False] + [True] * len(tail)) for tail in ([4, 9], [4, 7], [8])]
     texts = [TOKENS, TOKENS[5:17], TOKENS[:1], TOKENS[::-1]]
     probes = [Probe(ids, range(1, len(ids) + 1, 1 + index), answers[index:]) for index, ids in enumerate(texts[:3])]
@@ -177,6 +187,40 @@ def test_texts_and_answers_in_one_pack_do_not_see_each_other(memory_mib: float) 
         for suffix, logprob_KA in zip(one.suffixes, of_probe, strict=True):
             expected = one_forward_per_prefix(model, one.lengths, suffix, one.token_ids)
             assert np.abs(logprob_KA.numpy() - expected).max() < 1e-5
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The miniature of its own shape, from its own documents: after 40 steps it is far from random, and from sure."""
+    losses: list[float] = []
+    settings = BaseConfig(num_steps=40, batch_size=16, warmup_steps=5, num_threads=1)
+    found = base.train(MiniatureConfig(), settings, seed=0, report=lambda _, values: losses.append(values["base/loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+    return found
+
+
+def test_of_a_trained_policy_on_trajectories_of_its_task_the_tree_gives_what_one_forward_per_prefix_gives(
+    trained: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+) -> None:
+    model, tokenizer = trained
+    probes = []
+    for question in task.questions("train", MiniatureConfig(num_train=2), seed=0):
+        prompt_ids = prompts.prompt_token_ids(tokenizer, question.problem, PromptConfig())
+        answers = [question.answer, str(int(question.answer) + 1)]
+        suffixes = [answer_suffix(tokenizer, "paper", answer) for answer in answers]
+        (text,) = task.oracle(question.problem, MiniatureConfig(), num=1, seed=0)
+        ids = [*prompt_ids, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        probes.append(Probe(ids, range(len(prompt_ids), len(ids) + 1), suffixes))
+    found = probe.answer_logprobs(model, probes, memory_mib=2)  # many passes, with both trajectories in some
+    gaps, spans = [], []
+    for one, of_probe in zip(probes, found, strict=True):
+        for suffix, logprob_KA in zip(one.suffixes, of_probe, strict=True):
+            expected = one_forward_per_prefix(model, one.lengths, suffix, one.token_ids)
+            gaps.append(np.abs(logprob_KA.numpy() - expected).max())
+            spans.append(np.ptp(expected.mean(axis=1)))
+    assert len(gaps) == 2 * 2
+    assert max(gaps) < 1e-5, "nats"
+    assert min(spans) > 0.2  # what was trained reads its trajectories: L-hat changes along each
 
 
 @pytest.mark.parametrize(
