@@ -12,6 +12,18 @@ locks=(-r "$lock" -r deploy/locks/dev.txt)
 uv_version=0.13.8
 
 missing() { printf 'raml_ray: %s\n  type: %s\n' "$1" "$2" >&2; exit 1; }
+elsewhere() { printf 'raml_ray: %s\n  to do: %s\n' "$1" "$2" >&2; exit 1; }
+# First of all: what follows names packages of Debian and Ubuntu.
+works='formulas, text and reports ask for no more than python3.11 -m pip install -e . torch (not tried there)'
+case "$(uname -s) $(uname -m)" in
+  'Linux x86_64') ;;
+  Linux*) elsewhere "Linux on $(uname -m): $works; the locks are for x86-64" \
+    "for runs use a Linux machine with x86-64 and AVX2" ;;
+  Darwin*) elsewhere "macOS: $works; there is no lock, no engine and no judge for it" \
+    "for runs use a Linux machine, virtual machine or container with x86-64 and AVX2: docker build -f docker/Dockerfile -t raml:cpu ." ;;
+  *) elsewhere "$(uname -s): nothing here was made for it" \
+    "on Windows install WSL 2 with Debian or Ubuntu (wsl --install) and work in there; else use a Linux machine with x86-64 and AVX2" ;;
+esac
 [ -f "$lock" ] || missing "no lock for the stack '$stack'" "deploy/install.sh cpu"
 python=${PYTHON:-python3.11}
 command -v "$python" >/dev/null || python=python3

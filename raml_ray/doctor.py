@@ -5,12 +5,12 @@ import platform
 import shutil
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from raml_ray import environment, storage
+from raml_ray import environment
 from raml_ray.config import Config, override
 
 PINNED = {"torch": "2.13.0", "ray": "2.60.0", "mlflow": "3.17.2", "math-verify": "0.9.0"}
@@ -30,26 +30,28 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def main(findings: Sequence[Finding]) -> int:
-    """Print every finding; the exit status is 1 if something has to be mended first."""
+def main(findings: Iterable[Finding]) -> int:
+    """Print every finding as it comes; the exit status is 1 if something has to be mended first."""
+    failed = False
     for finding in findings:
-        sys.stdout.write(f"{finding.level:<5}{finding.what}: {finding.found}\n")
-        if finding.remedy:
-            sys.stdout.write(f"     -> {finding.remedy}\n")
-    return int(any(finding.level == "fail" for finding in findings))
+        remedy = f"     -> {finding.remedy}\n" if finding.remedy else ""
+        sys.stdout.write(f"{finding.level:<5}{finding.what}: {finding.found}\n{remedy}")
+        sys.stdout.flush()
+        failed |= finding.level == "fail"
+    return int(failed)
 
 
 def examine() -> Iterator[Finding]:
     """Everything that is looked at on a machine that runs all by itself."""
     yield from of_host()
-    yield _space("disk", storage.absolute("."), DISK_GIB, "free some, or set root to a folder on a larger disk")
-    yield from _ray()
-    yield _tracking()
+    yield _space("disk", str(Path.cwd()), DISK_GIB, "free some, or set root to a folder on a larger disk")
+    yield from _looked("Ray", _ray)
+    yield from _looked("MLflow", _tracking)
 
 
 def of_host() -> Iterator[Finding]:
     """What a host has, whether it runs all by itself or is one of many, in the order in which it matters."""
-    yield from _system(platform.system(), platform.release())
+    yield from _system(platform.system(), platform.release(), platform.machine())
     yield from _python()
     yield from _packages()
     yield _engine()
@@ -58,17 +60,28 @@ def of_host() -> Iterator[Finding]:
     yield _sandbox()
     yield _space("shared memory", "/dev/shm", SHARED_MEMORY_GIB, "mount it larger (docker run --shm-size=2g)")
     yield _memory(Path("/proc/meminfo"))
-    yield _gpu()
-    yield from _learners()
+    yield from _looked("GPU and attention", _devices)
+    yield _deepspeed()
 
 
-def _system(name: str, release: str) -> Iterator[Finding]:
-    """What works on other systems than Linux. `uname`'s words for them."""
+def _looked(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What is found by means of a package that may be missing, or whose libraries may not load."""
+    try:
+        yield from look()
+    except (ImportError, OSError) as error:
+        yield Finding("fail", what, f"not looked at: {error}", "make setup installs what is missing, from the lock")
+
+
+def _system(name: str, release: str, machine: str) -> Iterator[Finding]:
+    """What works elsewhere than on Linux with x86-64, as deploy/install.sh says it. `uname`'s words for them."""
+    works = "formulas, text and reports ask for no more than python3.11 -m pip install -e . torch (not tried there)"
     if name == "Darwin":
-        what = "macOS: formulas, text and reports work; there is no lock, no engine and no judge for it"
-        yield Finding(
-            "fail", "system", what, "use a Linux machine, or a Linux container or virtual machine on this one"
-        )
+        what = f"macOS: {works}; there is no lock, no engine and no judge for it"
+        remedy = "for runs use a Linux machine, virtual machine or container with x86-64 and AVX2"
+        yield Finding("fail", "system", what, remedy)
+    elif name == "Linux" and machine not in ("x86_64", "AMD64"):
+        what = f"Linux on {machine}: {works}; the locks are for x86-64"
+        yield Finding("fail", "system", what, "for runs use a Linux machine with x86-64 and AVX2")
     elif name == "Windows":
         what = "Windows: nothing here was made for it"
         yield Finding("fail", "system", what, "install WSL 2 with Debian or Ubuntu (wsl --install), and work in there")
@@ -145,8 +158,9 @@ def _cpu(cpuinfo: Path) -> Finding:
         return Finding(
             "warn",
             "CPU",
-            f"{cores} cores, AVX2 without AVX-512",
-            "vLLM's CPU engine runs slower here, and no figure was measured so",
+            f"{cores} cores, AVX2 without AVX-512: vLLM's CPU engine runs, slower, and rounds otherwise",
+            "nothing to install: compare times and figures with runs on this processor alone; for those of"
+            " docs/benchmarks.md take a machine with AVX-512 (grep avx512f /proc/cpuinfo)",
         )
     return Finding(
         "fail",
@@ -204,33 +218,30 @@ def _memory(meminfo: Path) -> Finding:
     )
 
 
-def _gpu() -> Finding:
-    import torch
-
-    if not torch.cuda.is_available():
-        return Finding("ok", "GPU", "none; engines and learners run on CPU")
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Finding("ok", "GPU", ", ".join(names))
-
-
-def _learners() -> Iterator[Finding]:
-    """What `train.attention=auto` takes here, and whether `train.strategy=deepspeed` can be had."""
+def _devices() -> Iterator[Finding]:
+    """The GPUs, and what `train.attention=auto` takes here."""
     import torch
 
     from raml_ray.workers import attention_choice
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+    yield Finding("ok", "GPU", names or "none; engines and learners run on CPU")
     chosen = attention_choice.choose(Config().train, device, torch.bfloat16)
     # Of two kernels torch's is the slower one on a GPU; on a CPU there is no other.
     level: Literal["ok", "warn"] = "warn" if device.type == "cuda" and chosen.remedy else "ok"
     remedy = chosen.remedy if level == "warn" else ""
     yield Finding(level, "attention", f"train.attention=auto takes {chosen.name}, {chosen.why}", remedy)
+
+
+def _deepspeed() -> Finding:
+    """Whether `train.strategy=deepspeed` can be had."""
     version = _version("deepspeed")
     if version == DEEPSPEED:
-        yield Finding("ok", "DeepSpeed", version)
-    else:
-        what = f"{version or 'not installed'}; only train.strategy=deepspeed needs it"
-        yield Finding("warn", "DeepSpeed", what, f"deepspeed=={DEEPSPEED} is what this was measured with: make setup")
+        return Finding("ok", "DeepSpeed", version)
+    what = f"{version or 'not installed'}; only train.strategy=deepspeed needs it"
+    return Finding("warn", "DeepSpeed", what, f"deepspeed=={DEEPSPEED} is what this was measured with: make setup")
 
 
 def _ray() -> Iterator[Finding]:
@@ -251,19 +262,21 @@ def _ray() -> Iterator[Finding]:
         yield Finding("fail", "Ray", f"does not start: {str(error).splitlines()[0]}", remedy)
 
 
-def _tracking() -> Finding:
+def _tracking() -> Iterator[Finding]:
     from raml_ray.provenance import tracking_uri
     from raml_ray.redacted import without_secrets
 
     uri = tracking_uri(Config())
     if uri is None:
-        return Finding("ok", "MLflow", "off")
+        yield Finding("ok", "MLflow", "off")
+        return
     shown = without_secrets(uri)
     if not uri.startswith(("http://", "https://")):
-        return Finding("ok", "MLflow", f"a database, made when it is needed: {shown}")
+        yield Finding("ok", "MLflow", f"a database, made when it is needed: {shown}")
+        return
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as reply:
-            return Finding("ok", "MLflow", f"{shown} answers {reply.status}")
+            yield Finding("ok", "MLflow", f"{shown} answers {reply.status}")
     except OSError as error:
         remedy = "runs go on without it and keep metrics.jsonl; start the server, or correct MLFLOW_TRACKING_URI"
-        return Finding("warn", "MLflow", f"{shown} does not answer ({error})", remedy)
+        yield Finding("warn", "MLflow", f"{shown} does not answer ({error})", remedy)

@@ -96,7 +96,7 @@ def doctor(options: argparse.Namespace) -> int:
     if not options.cluster:
         if options.words:
             raise ConfigError("raml doctor: settings are looked at with --cluster alone")
-        return of_machine.main(list(of_machine.examine()))
+        return of_machine.main(of_machine.examine())
     address = os.environ.get("RAY_ADDRESS") or config.cluster.address
     if address == "local":
         raise ConfigError(
@@ -105,7 +105,7 @@ def doctor(options: argparse.Namespace) -> int:
     environment.prepare(address)
     from raml_ray import doctor_cluster
 
-    return of_machine.main(list(doctor_cluster.examine(config)))
+    return of_machine.main(doctor_cluster.examine(config))
 
 
 def status(options: argparse.Namespace) -> int:

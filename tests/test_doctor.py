@@ -1,6 +1,10 @@
 """Doctor: each finding with its remedy."""
 
+import os
 import platform
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,8 @@ import torch
 
 from raml_ray import doctor, ui
 from raml_ray.config import Config, ConfigError, override
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_this_machine_has_what_the_tests_need() -> None:
@@ -23,6 +29,8 @@ def test_the_processor_is_judged_by_its_vector_units(tmp_path: Path, flags: str,
     finding = doctor._cpu(tmp_path / "cpuinfo")
     assert finding.level == level
     assert bool(finding.remedy) == (level != "ok")
+    if level == "warn":
+        assert finding.remedy.startswith("nothing to install: compare times and figures with runs on this processor")
 
 
 def test_a_machine_that_is_no_linux_is_told_what_to_do(tmp_path: Path) -> None:
@@ -31,20 +39,23 @@ def test_a_machine_that_is_no_linux_is_told_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "release", "level", "works", "to_do"),
+    ("name", "release", "machine", "level", "works", "to_do"),
     [
-        ("Darwin", "25.1.0", "fail", "formulas, text and reports work", "Linux"),
-        ("Windows", "11", "fail", "nothing here was made for it", "wsl --install"),
-        ("Linux", "6.6.87.2-microsoft-standard-WSL2", "warn", "all that runs on Linux runs", "inside WSL"),
+        ("Darwin", "25.1.0", "arm64", "fail", "formulas, text and reports", "Linux"),
+        ("Windows", "11", "AMD64", "fail", "nothing here was made for it", "wsl --install"),
+        ("Linux", "6.12.0", "aarch64", "fail", "formulas, text and reports", "x86-64 and AVX2"),
+        ("Linux", "6.6.87.2-microsoft-standard-WSL2", "x86_64", "warn", "all that runs on Linux runs", "inside WSL"),
     ],
 )
 def test_other_systems_are_told_what_works_on_them_and_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, name: str, release: str, level: str, works: str, to_do: str
+    monkeypatch: pytest.MonkeyPatch, name: str, release: str, machine: str, level: str, works: str, to_do: str
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: name)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(platform, "release", lambda: release)
     first = next(doctor.of_host())
     assert (first.level, works in first.found, to_do in first.remedy) == (level, True, True)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(platform, "release", lambda: "6.12.0-amd64")
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     assert next(doctor.of_host()).what == "Python", "of ordinary Linux there is nothing to say"
@@ -68,14 +79,64 @@ def test_a_missing_tool_is_answered_with_the_line_to_type(monkeypatch: pytest.Mo
     assert "sudo apt-get install bubblewrap" in finding.remedy
 
 
+def test_findings_are_told_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:
+    def findings() -> Iterator[doctor.Finding]:
+        yield doctor.Finding("fail", "disk", "full", "free some")
+        assert capsys.readouterr().out == "fail disk: full\n     -> free some\n", "before the next is looked for"
+        yield doctor.Finding("ok", "memory", "enough")
+
+    assert doctor.main(findings()) == 1
+    assert capsys.readouterr().out == "ok   memory: enough\n"
+    assert doctor.main(iter([doctor.Finding("warn", "memory", "little", "close something")])) == 0
+
+
+def test_what_cannot_be_imported_is_a_finding_and_all_else_is_looked_at() -> None:
+    code = "import sys; sys.modules |= dict.fromkeys(['torch', 'transformers', 'ray', 'pyarrow'])\n"
+    code += "from raml_ray.__main__ import main; sys.exit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    for what, package in {"GPU and attention": "torch", "Ray": "ray", "MLflow": "pyarrow"}.items():
+        halted = f"fail {what}: not looked at: import of {package} halted; None in sys.modules\n     -> make setup"
+        assert halted in done.stdout
+    assert "\nok   DeepSpeed: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "stack", "told"),
+    [
+        ("Darwin", "arm64", "cpu", "raml_ray: macOS: formulas, text and reports ask for no more than"),
+        ("Linux", "aarch64", "cpu", "raml_ray: Linux on aarch64: formulas, text and reports ask for no more than"),
+        ("MINGW64_NT-10.0", "x86_64", "cpu", "raml_ray: MINGW64_NT-10.0: nothing here was made for it"),
+        ("Linux", "x86_64", "none", "raml_ray: no lock for the stack 'none'"),
+    ],
+)
+def test_installation_begins_with_the_system_and_installs_nothing_where_nothing_would_run(
+    tmp_path: Path, system: str, machine: str, stack: str, told: str
+) -> None:
+    uname = tmp_path / "uname"
+    uname.write_text(f'#!/bin/sh\n[ "$1" = -s ] && echo {system} || echo {machine}\n')
+    uname.chmod(0o755)
+    done = subprocess.run(
+        [str(ROOT / "deploy" / "install.sh"), stack, str(tmp_path / "venv")],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(told)
+    assert "apt-get" not in done.stderr, "a line that cannot be typed there"
+    assert not (tmp_path / "venv").exists()
+
+
 def test_what_learners_find_here_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention, deepspeed = doctor._learners()
-    assert (deepspeed.level, attention.level) == ("ok", "ok")
+    gpu, attention = doctor._devices()
+    assert (gpu.level, attention.level, doctor._deepspeed().level) == ("ok", "ok", "ok")
     assert attention.found == "train.attention=auto takes sdpa, because training runs on cpu"
     monkeypatch.setattr(doctor, "DEEPSPEED", "0.0.0")
-    assert "make setup" in list(doctor._learners())[1].remedy
+    assert "make setup" in doctor._deepspeed().remedy
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    attention = next(doctor._learners())
+    _, attention = doctor._devices()
     assert attention.level == "warn"
     assert "flash-attn is not installed here" in attention.found
     assert "deploy/install.sh gpu" in attention.remedy
@@ -83,7 +144,7 @@ def test_what_learners_find_here_is_explained(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_tracking_server_that_is_down_is_found_and_its_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
-    finding = doctor._tracking()
+    (finding,) = doctor._tracking()
     assert finding.level == "warn"
     assert "hunter2" not in finding.found + finding.remedy
     with pytest.raises(ConfigError) as error:
@@ -100,9 +161,6 @@ def test_pages_are_served_only_where_something_is_logged(monkeypatch: pytest.Mon
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_is_really_started() -> None:
-    import subprocess
-    import sys
-
     code = "from raml_ray import doctor; print([tuple(f) for f in doctor._ray()])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200)
     assert "('ok', 'Ray', 'starts and answers', '')" in done.stdout
