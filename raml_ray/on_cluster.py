@@ -11,6 +11,7 @@ from pathlib import Path
 
 from raml_ray import environment, presets
 from raml_ray.config import STAGES, Config, ConfigError, override, parse_assignments
+from raml_ray.redacted import without_secrets
 
 
 def add_submit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -45,6 +46,7 @@ def submit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if bool(words) == bool(options.follow):
         raise ConfigError("raml submit: give a command (raml submit run miniature root=...), or --follow JOB")
     if words:
+        _refuse_secrets(words)
         _check(words, parser)
     environment.prepare(options.address or "cluster")
     from raml_ray import submit as jobs
@@ -61,6 +63,18 @@ def submit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _say(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def _refuse_secrets(words: Sequence[str]) -> None:
+    """Ray shows a job's command on its dashboard, in its logs and to `ps`. Raises: ConfigError that names the setting."""
+    for word in words:
+        if (shown := without_secrets(word)) != word:
+            raise ConfigError(
+                f"{shown} carries a secret, and Ray shows a job's command to all who see its dashboard or logs: leave it"
+                " out, and give it to the cluster's hosts in their environment (MLFLOW_TRACKING_URI, or"
+                " MLFLOW_TRACKING_USERNAME and _PASSWORD; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; HF_TOKEN) before"
+                " `ray start`"
+            )
 
 
 def _check(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
@@ -122,7 +136,8 @@ def status(options: argparse.Namespace) -> int:
 
 
 def asked(address: str, words: Sequence[str]) -> int:
-    """Print what a command says on a cluster; its exit status."""
+    """Print what a command says on a cluster; its exit status. Raises: ConfigError if its words carry a secret."""
+    _refuse_secrets(words)
     environment.prepare(address)
     from raml_ray import submit as jobs
 

@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from raml_ray.config import ConfigError
+from raml_ray.redacted import without_secrets
 
 EXCLUDED = [".git", ".venv", "__pycache__", "runs", "docs", "*.safetensors", "*.db", "*.whl"]
 """Of the working directory what no job needs, beside what its .gitignore names. Policies come from `policy.path`."""
@@ -157,15 +158,15 @@ def _exit_status(details: JobDetails) -> int:
 
 
 def listed(of: Client) -> str:
-    """The cluster's jobs, newest first: id, state, when it was started, command."""
+    """The cluster's jobs, newest first: id, state, when it was started, command without secrets."""
     lines = []
     for details in sorted(of.list_jobs(), key=lambda one: one.start_time or 0, reverse=True):
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime((details.start_time or 0) / 1000))
         command = (details.metadata or {}).get("raml")
-        said = f"raml {command}" if command else details.entrypoint
+        said = without_secrets(f"raml {command}" if command else details.entrypoint)
         lines.append(f"{details.submission_id or details.job_id}  {details.status.value:<9}  {began}  {said}\n")
     return "".join(lines) or "no jobs\n"
 
 
 def _first_line(told: object) -> str:
-    return str(told).strip().partition(os.linesep)[0]
+    return without_secrets(str(told).strip().partition(os.linesep)[0])

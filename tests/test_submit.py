@@ -1,6 +1,7 @@
 """Following a job: nothing is said twice, whatever becomes of the connection."""
 
 import os
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +20,25 @@ class Details:
 
     def __init__(self, status: JobStatus, code: int) -> None:
         self.status, self.driver_exit_code, self.message = status, code, "why it ended"
+
+
+class Past(Details):
+    """What the job API says of a job among others."""
+
+    def __init__(self, job: str, start_time: int, entrypoint: str, command: str = "") -> None:
+        super().__init__(JobStatus.SUCCEEDED, 0)
+        self.submission_id, self.job_id, self.start_time = job, None, start_time
+        self.entrypoint, self.metadata = entrypoint, {"raml": command} if command else None
+
+
+class Busy:
+    """A cluster that has had these jobs."""
+
+    def __init__(self, *jobs: Past) -> None:
+        self._jobs = list(jobs)
+
+    def list_jobs(self) -> list[Past]:
+        return self._jobs
 
 
 class Flaky:
@@ -84,6 +104,40 @@ def test_a_cluster_that_stays_away_is_given_up_with_the_line_to_type(monkeypatch
     cluster = Flaky([(3, OSError("reset"))] * 2, JobStatus.RUNNING, 0)
     with pytest.raises(RuntimeError, match="raml submit --follow job"):
         submit.follow(cluster, "job", lambda text: None)  # type: ignore[arg-type]
+
+
+def test_jobs_are_listed_newest_first_in_the_words_they_were_sent_with_and_without_secrets() -> None:
+    began = 1_000_000_000_000  # ms: 2001-09-09 01:46:40 UTC
+    jobs = [
+        Past("first", began, "python jobs/run.py smoke tracking.uri=http://me:hunter2@host"),
+        Past("second", began + 60_000, "python -m raml_ray run smoke", "run smoke data.path=https://h/x?token=hunter2"),
+    ]
+    at = [time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) for seconds in (1_000_000_000, 1_000_000_060)]
+    assert submit.listed(Busy(*jobs)) == (  # type: ignore[arg-type]
+        f"second  SUCCEEDED  {at[1]}  raml run smoke data.path=https://h/x?token=***\n"
+        f"first  SUCCEEDED  {at[0]}  python jobs/run.py smoke tracking.uri=http://***@host\n"
+    )
+    assert submit.listed(Busy()) == "no jobs\n"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["submit", "run", "smoke", "root=/x", "tracking.uri=http://me:hunter2@host"],
+        ["submit", "run", "smoke", "root=s3://key:hunt/er2@bucket"],
+        ["submit", "grpo", "smoke", "root=/x", "--step", "https://host/x?token=hunter2"],
+        ["status", "smoke", "root=s3://key:hunt/er2@bucket"],
+        ["doctor", "--cluster", "tracking.uri=http://me:hunter2@host"],
+    ],
+)
+def test_a_secret_among_words_that_ray_would_show_is_refused_by_name_and_not_repeated(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([words[0], "--address", "http://127.0.0.1:1", *words[1:]]) == 2
+    said = capsys.readouterr().err
+    shown = words[-1].partition(":")[0]
+    assert said.startswith(f"raml: {shown}") and "before `ray start`" in said
+    assert "er2" not in said
 
 
 @pytest.mark.parametrize(
