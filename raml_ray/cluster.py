@@ -4,7 +4,8 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import ray
 import ray.data
@@ -116,14 +117,20 @@ def check_root(root: Folder) -> None:
             f"root={root.path} lies in Ray's copy of the working directory, which is removed after the job: name a folder"
             " that all nodes share by its absolute path, or a URL"
         )
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    if len(nodes) < 2:
-        return
+    names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(names) > 1:
+        _check_seen(root, names, _each_node)
+
+
+def _check_seen(
+    root: Folder, names: Mapping[str, str], ask: Callable[[Mapping[str, str], Folder, str], dict[str, str]]
+) -> None:
+    """`names`: node id -> host. `ask` has every node read what the driver wrote and write a file of its own."""
     mark = uuid.uuid4().hex
     probe = root / f".probe-{mark}"
     probe.write_text("driver", mark)
     try:
-        met = _each_node(nodes, probe, mark)
+        met = ask(names, probe, mark)
         blind = {node_id: why for node_id, why in met.items() if why}
         for node_id in met.keys() - blind.keys():
             if not probe.exists(node_id):
@@ -131,26 +138,48 @@ def check_root(root: Folder) -> None:
     finally:
         probe.remove()
     if blind:
-        told = "\n  ".join(f"{nodes[node_id]['NodeManagerHostname']}: {why}" for node_id, why in sorted(blind.items()))
+        told = "\n  ".join(f"{names[node_id]}: {why}" for node_id, why in sorted(blind.items()))
         raise ConfigError(
             f"root={root.path} is not the same folder on every node:\n  {told}\n"
             "mount one file system there on all of them, or set root to a URL (s3://bucket/runs) that all may write to"
         )
 
 
-def _each_node(nodes: Mapping[str, object], probe: Folder, mark: str) -> dict[str, str]:
+def _each_node(names: Mapping[str, str], probe: Folder, mark: str) -> dict[str, str]:
     """Node id -> what hinders it, empty if nothing does."""
     look = ray.remote(_look)
     asked = {
         node_id: look.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
         ).remote(probe, mark, node_id)
-        for node_id in nodes
+        for node_id in names
     }
-    try:
-        return dict(zip(asked, ray.get(list(asked.values()), timeout=NODE_ANSWERS_S), strict=True))
-    except RayError as error:
-        raise RuntimeError(f"a node does not answer, to be asked whether it sees root: {error}") from None
+    return answers(asked, names, NODE_ANSWERS_S)
+
+
+def answers(asked: Mapping[str, ray.ObjectRef], names: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
+    """Node id -> what the node answered. `names`: node id -> what people call it.
+
+    Raises: RuntimeError that names the nodes that did not answer.
+    """
+    _, late = ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout_s)
+    met, silent = {}, []
+    for node_id, answer in asked.items():
+        try:
+            if answer in late:
+                raise TimeoutError(f"not within {timeout_s:g} s")
+            met[node_id] = ray.get(answer)
+        except (RayError, TimeoutError) as error:
+            first_line = str(error).strip().partition("\n")[0]
+            silent.append(f"{names[node_id]}: {type(error).__name__}: {first_line}")
+    if silent:
+        told = "\n  ".join(silent)
+        raise RuntimeError(
+            f"asked whether they have what a run needs, these nodes do not answer:\n  {told}\n"
+            "look at `ray status` and at the raylet's log there (/tmp/ray/session_latest/logs), or take them out of the"
+            " cluster (`ray stop` there)"
+        )
+    return met
 
 
 def _look(probe: Folder, mark: str, node_id: str) -> str:
