@@ -21,8 +21,12 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from raml_ray.config import ConfigError
 from raml_ray.redacted import without_secrets
 
-EXCLUDED = [".git", ".venv", "__pycache__", "runs", "docs", "*.safetensors", "*.db", "*.whl"]
-"""Of the working directory what no job needs, beside what its .gitignore names. Policies come from `policy.path`."""
+EXCLUDED = [
+    *(".git", ".venv", "__pycache__", "runs", "docs", ".raml-token*"),
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.parquet", "*.db", "*.whl"),
+]
+"""Of the working directory what no job needs, beside what its .gitignore names. Policies come from `policy.path`, tables of
+trajectories and questions from a root or a store that all nodes see."""
 STARTED = "Running entrypoint for job "
 """Ray's last line in a job's log before the job's own."""
 ANSWERS_S = 20.0

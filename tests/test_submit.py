@@ -1,17 +1,22 @@
 """Following a job: nothing is said twice, whatever becomes of the connection."""
 
+import io
 import os
 import time
+import zipfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from ray.job_submission import JobStatus
 
 from raml_ray import environment, submit
 from raml_ray.__main__ import main
 from raml_ray.config import ConfigError
 
+ROOT = Path(__file__).parents[1]
 LOG = "".join(f"line {number}\n" for number in range(10))
 
 
@@ -87,6 +92,54 @@ def test_a_cluster_that_has_just_started_is_asked_again_and_any_other_refusal_is
     assert submit.start(young, ["run", "smoke"]) == "job of python -m raml_ray run smoke"  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="no room"):
         submit.start(Young("no room"), ["run", "smoke"])  # type: ignore[arg-type]
+
+
+class Packs(submit.Client):
+    """Ray's client, as far as it packs a working directory; what it would send stays here."""
+
+    sent: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        pass
+
+    def submit_job(self, **named: Any) -> str:
+        self._upload_working_dir_if_needed(named["runtime_env"])
+        return "job"
+
+    def _package_exists(self, package_uri: str) -> bool:
+        return False
+
+    def _do_request(self, method: str, endpoint: str, **named: Any) -> requests.Response:
+        with zipfile.ZipFile(io.BytesIO(named["data"])) as package:
+            self.sent = frozenset(name for name in package.namelist() if not name.endswith("/"))
+        taken = requests.Response()
+        taken.status_code = 200
+        return taken
+
+
+@pytest.mark.parametrize("has_gitignore", [True, False])
+def test_code_and_questions_are_sent_and_results_weights_and_secrets_stay(tmp_path: Path, has_gitignore: bool) -> None:
+    goes = {"my.json", "questions.jsonl", "jobs/run.py", "raml_ray/__init__.py", "tests/data/gsm8k/test.jsonl"}
+    stays = {".git/config", ".venv/bin/raml", "raml_ray/__pycache__/cluster.pyc", "docs/figure.png", ".raml-token-4711"}
+    stays |= {"runs/smoke/config.json", "mlflow.db", "verdicts/part-0.parquet", "torch-2.13.0.whl"}
+    stays |= {f"policy/model.{ending}" for ending in ("safetensors", "bin", "pt", "pth", "gguf")}
+    for name in goes | stays:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    os.truncate(tmp_path / "policy" / "model.bin", 2**30)  # of holes; more than Ray would take
+    if has_gitignore:
+        (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    client = Packs()
+    submit.start(client, ["run", "smoke"], str(tmp_path))
+    assert client.sent - {".gitignore"} == goes
+
+
+def test_of_this_checkout_all_sources_jobs_and_the_slice_of_questions_are_sent() -> None:
+    client = Packs()
+    submit.start(client, ["run", "smoke"], str(ROOT))
+    needed = [path for folder in ("raml_ray", "jobs", "tests/data/gsm8k") for path in (ROOT / folder).rglob("*.*")]
+    names = {str(path.relative_to(ROOT)) for path in needed if path.is_file() and "__pycache__" not in path.parts}
+    assert "raml_ray/stages/report.css" in names and names <= client.sent
 
 
 @pytest.mark.parametrize(("status", "code"), [(JobStatus.SUCCEEDED, 0), (JobStatus.FAILED, 2), (JobStatus.FAILED, 143)])
