@@ -107,12 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_WithoutSecrets("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger("raml_ray").setLevel(logging.INFO)
-    words = parser()
-    options, late = words.parse_known_args(arguments)
-    for word in late:  # argparse leaves words that come after an option
-        if word.startswith("-") or "words" not in options:
-            words.error(f"unrecognized argument: {word}")
-        options.words.append(word)
+    options = parsed(arguments)
     try:
         return _command(options)
     except ConfigError as error:
@@ -127,6 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command's words and options, in any order. Raises: SystemExit(2) for what is no option."""
+    words = parser()
+    options, late = words.parse_known_args(arguments)
+    for word in late:  # argparse leaves words that come after an option
+        if word.startswith("-") or "words" not in options:
+            words.error(f"unrecognized argument: {word}")
+        options.words.append(word)
+    return options
+
+
 def _command(options: argparse.Namespace) -> int:
     if options.command == "doctor":
         return on_cluster.doctor(options)
@@ -136,7 +142,7 @@ def _command(options: argparse.Namespace) -> int:
 
         return ui.serve(config, options.port)
     if options.command == "submit":
-        return on_cluster.submit(options, parser())
+        return on_cluster.submit(options, parsed)
     if options.command == "status" and options.address:
         return on_cluster.status(options)
     if options.command == "status":
@@ -165,12 +171,13 @@ def run(
     config: Config, *, stage: Stage | None, step: str = "", redo: tuple[str, ...] = (), dry_run: bool = False
 ) -> int:
     """Run a preset's steps and say where their results are."""
-    if step:
-        config.step(step)
+    from raml_ray.stages import chosen
+
+    steps = chosen.steps(config, only=step, stage=stage)
     for name in redo:
         config.step(name)
     if dry_run:
-        sys.stdout.write("".join(f"{s.name:<18} {s.stage}\n" for s in config.steps))
+        sys.stdout.write("".join(f"{s.name:<18} {s.stage}\n" for s in steps))
         return 0
     environment.prepare(config.cluster.address)
     # Imported only now: a typo above costs half a second, not a cluster start.

@@ -6,10 +6,10 @@ Nothing heavy is imported before the settings have been checked here.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from raml_ray import environment, presets
+from raml_ray import environment, presets, reproductions
 from raml_ray.config import STAGES, Config, ConfigError, override, parse_assignments
 from raml_ray.redacted import without_secrets
 
@@ -40,14 +40,14 @@ def add_address(command: argparse.ArgumentParser) -> None:
     command.add_argument("--address", default="", help="the cluster's job API, http://HEAD:8265")
 
 
-def submit(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Start a command on a cluster and pass on what it says; its exit status."""
+def submit(options: argparse.Namespace, parsed: Callable[[Sequence[str]], argparse.Namespace]) -> int:
+    """Start a command on a cluster and pass on what it says; its exit status. `parsed` reads words as `raml` does."""
     words = list(options.command_words)
     if bool(words) == bool(options.follow):
         raise ConfigError("raml submit: give a command (raml submit run miniature root=...), or --follow JOB")
     if words:
         _refuse_secrets(words)
-        _check(words, parser)
+        _check(parsed(words))
     environment.prepare(options.address or "cluster")
     from raml_ray import submit as jobs
 
@@ -77,20 +77,30 @@ def _refuse_secrets(words: Sequence[str]) -> None:
             )
 
 
-def _check(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+def _check(options: argparse.Namespace) -> None:
     """Refuse here, before anything is sent, what the cluster would stumble over. Raises: ConfigError."""
-    options = parser.parse_args(words)
-    if options.command not in ("run", "ablate", *STAGES):
-        raise ConfigError(f"raml submit {options.command}: only run, ablate and stages ({', '.join(STAGES)}) are sent")
-    preset = options.words[0]
+    if options.command not in ("run", "ablate", "reproduce", *STAGES):
+        known = f"run, ablate, reproduce and stages ({', '.join(STAGES)})"
+        raise ConfigError(f"raml submit {options.command}: only {known} are sent")
+    parts = [(options.command, options.words)]
+    if options.command == "reproduce":
+        name, *more = options.words
+        found = reproductions.parts(name, more, quick=options.quick, rehearse=options.rehearse)
+        parts = [(part.command, list(part.words)) for part in found]
+    for command, words in parts:
+        _check_part(command, words)
+
+
+def _check_part(command: str, words: Sequence[str]) -> None:
+    preset = words[0]
     if preset.endswith(".json") and (Path(preset).is_absolute() or ".." in Path(preset).parts):
         raise ConfigError(f"{preset} is not below the working directory, which is all that is sent: copy it there")
-    if options.command == "ablate":
+    if command == "ablate":
         from raml_ray.stages import sweep
 
-        config = override(presets.from_words([preset]), sweep.parsed(options.words[1:])[0])
+        config = override(presets.from_words([preset]), sweep.parsed(words[1:])[0])
     else:
-        config = presets.from_words(options.words)
+        config = presets.from_words(list(words))
     from raml_ray import storage
 
     if not storage.is_url(config.root) and not Path(config.root).is_absolute():

@@ -1,12 +1,19 @@
 """Who may import whom, and how long a file may get."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from raml_ray import presets
+from raml_ray.config import STAGES
+
 ROOT = Path(__file__).parents[1]
+JOBS = sorted((ROOT / "jobs").glob("*.py"))
 PACKAGE = ROOT / "raml_ray"
 MOST_LINES, MOST_FUNCTION_LINES = 300, 60
 
@@ -60,6 +67,7 @@ LAYERS = {
         "environment",
         "presets",
         "redacted",
+        "reproductions",
         "stages",
         "storage",
         "submit",
@@ -205,5 +213,28 @@ def test_no_file_is_named_after_nothing() -> None:
 
 
 def test_jobs_hold_no_logic() -> None:
-    for job in (ROOT / "jobs").glob("*.py"):
+    for job in JOBS:
         assert len(job.read_text().splitlines()) <= 25, job
+
+
+def test_every_command_that_is_sent_to_clusters_has_a_job() -> None:
+    assert {job.stem for job in JOBS} == {"run", "ablate", "reproduce", *STAGES}
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.stem)
+def test_a_job_is_the_command_of_its_name(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `ray job submit -- python jobs/NAME.py WORDS` runs it, as far as a dry run goes."""
+    words, steps = ["smoke", "seed=1"], presets.from_words(["smoke"]).steps
+    said = "".join(f"{step.name:<18} {step.stage}\n" for step in steps if job.stem in ("run", step.stage))
+    if job.stem == "ablate":
+        words, said = ["smoke", "seed=range(2)"], "2 trials, "
+    elif job.stem == "reproduce":
+        words, said = ["miniature", "--quick"], "raml ablate miniature_reproduction_quick\n"
+    monkeypatch.setattr(sys, "argv", [str(job), *words, "--dry-run"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(job), run_name="__main__")
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert said and (told.startswith(said) if job.stem in ("ablate", "reproduce") else told == said)

@@ -200,13 +200,19 @@ def test_a_secret_among_words_that_ray_would_show_is_refused_by_name_and_not_rep
         (["run", "smok", "root=/x"], "did you mean 'smoke'"),
         (["grpo", "smoke", "root=/x", "grpo.num_update=3"], "did you mean 'grpo.num_updated'"),
         (["run", "/elsewhere/config.json", "root=/x"], "not below the working directory"),
-        (["doctor"], "only run, ablate and stages"),
+        (["reproduce", "miniature", "--quick"], "root=runs is a folder of each host's own"),
+        (["reproduce", "miniature", "--quick", "root=/x", "grpo.num_update=3"], "did you mean 'grpo.num_updated'"),
+        (["reproduce", "miniatur", "root=/x"], "did you mean 'miniature'"),
+        (["reproduce", "miniature", "--quick", "root=/x", "seed=1"], "http://127.0.0.1:1 does not answer"),
+        (["grpo", "smoke", "--step", "grpo_zero", "root=/x"], "http://127.0.0.1:1 does not answer"),
+        (["doctor"], "only run, ablate, reproduce and stages"),
         ([], "give a command"),
     ],
 )
 def test_what_the_cluster_would_stumble_over_is_refused_here(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "4711")
     assert main(["submit", "--address", "http://127.0.0.1:1", *words]) == 2
     assert told in capsys.readouterr().err
 

@@ -12,8 +12,8 @@ from raml_ray.config import Config, ConfigError, Stage, Step, dump, fingerprint,
 from raml_ray.memory import PeakMemory
 from raml_ray.provenance import version_tags, versions
 from raml_ray.redacted import without_secrets
+from raml_ray.stages import chosen, progress
 from raml_ray.stages import inputs as outside
-from raml_ray.stages import progress
 from raml_ray.stages.context import Context, Outcome, changes, manifest, narrowed
 from raml_ray.storage import SUMMARY, Folder
 from raml_ray.tracking import Tracker
@@ -39,7 +39,7 @@ def run(config: Config, *, only: str | None = None, stage: Stage | None = None, 
 
     Raises: ConfigError if a finished step was made with other settings, or a step's input is not finished.
     """
-    steps = _chosen(config, only, stage)
+    steps = chosen.steps(config, only=only, stage=stage)
     storage.check_reachable(config.root)
     outside.check(config, steps)
     folder = storage.run_folder(config.root, config.name)
@@ -62,19 +62,6 @@ def run_steps(config: Config, names: Sequence[str], folder: Folder, tracker: Tra
     """
     for name in names:
         _run_step(config, config.step(name), folder, tracker)
-
-
-def _chosen(config: Config, only: str | None, stage: Stage | None) -> list[Step]:
-    if not config.steps:
-        raise ConfigError(f"run {config.name!r} has no steps: name a preset that has (raml show lists them)")
-    if only:
-        return [config.step(only)]
-    steps = [step for step in config.steps if stage is None or step.stage == stage]
-    if not steps:
-        raise ConfigError(
-            f"run {config.name!r} has no step of stage {stage!r}; it has {', '.join(s.name for s in config.steps)}"
-        )
-    return steps
 
 
 def _redo(config: Config, steps: list[Step], folder: Folder, redo: tuple[str, ...]) -> None:
