@@ -44,6 +44,7 @@ def train(
 
     Raises: ValueError if train.max_skipped_in_a_row updates in a row were not finite.
     """
+    policy.draw_nothing()  # engines sample without dropout: another policy would be scored, learned from and probed
     policy.train()
     guard, meter = Guard(policy, limits, save), Meter(policy, limits)
     publish(start_version)  # engines may hold what a learner published that has since been restarted

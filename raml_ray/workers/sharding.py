@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from raml_ray.formulas.architecture import Passes
@@ -26,6 +27,8 @@ from raml_ray.workers.policy import TokenLogprobs
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DRAWN = ("drop", "jitter")
+"""What is in the names that architectures give to probabilities with which training draws."""
 
 
 class Update(NamedTuple):
@@ -54,7 +57,7 @@ class Work:
 class Sharded(ABC):
     """A policy whose parameters, gradients and optimizer state are split over the ranks.
 
-    Every method but `train` is a collective: all ranks call it alike.
+    Every method but `train` and `draw_nothing` is a collective: all ranks call it alike.
     """
 
     def __init__(
@@ -92,6 +95,18 @@ class Sharded(ABC):
     def train(self, training: bool = True) -> None:
         """Dropout on or off. (Local: no collective.)"""
         self._called.train(training)
+
+    def draw_nothing(self) -> None:
+        """From here on no pass draws: every probability of dropout and every jitter is 0. (Local: no collective.)
+
+        Turned off by `train`, dropout would take recomputed activations along: transformers keep both behind one flag.
+        """
+        model = self._module.model
+        for holder in (model.config, model.config.get_text_config(), *model.modules()):
+            for name, value in list(vars(holder).items()):
+                is_drawn_with = isinstance(holder, _DropoutNd) or any(word in name for word in DRAWN)
+                if is_drawn_with and isinstance(value, float):
+                    setattr(holder, name, 0.0)
 
     @abstractmethod
     def accumulate(self, loss: Tensor, *, last: bool) -> None:
