@@ -150,15 +150,14 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
 
     config = learners.started(arguments)
     folder, policy_path = Folder(arguments["folder"]), on_this_node(arguments["policy"])
-    learner = learners.loaded(policy_path, config)
-    reference = None
-    if config.grpo.kl_coefficient:
-        reference = learners.loaded(policy_path, config)
-        reference.train(False)
-    course = Course(learner, folder, arguments["origin"], config)
-    link = PoolLink(arguments["pool"], learner, config, policy_path)
-    behind: dict[str, float] = {}
     with learners.leaving() as left:
+        learner = learners.loaded(policy_path, config)
+        reference = None
+        if config.grpo.kl_coefficient:
+            reference = learners.loaded(policy_path, config)
+            reference.train(False)
+        course = Course(learner, folder, arguments["origin"], config)
+        link = PoolLink(arguments["pool"], learner, config, policy_path)
         behind = grpo_loop.train(
             learner,
             config.grpo,
@@ -177,5 +176,6 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
             reference=reference,
         )
         learners.save_policy(learner, folder, policy_path)
-    figures = {"grpo/versions": config.grpo.num_steps, "grpo/resumed_from_version": course.start_step}
-    return left or course.figures | behind | figures | learners.nodes()
+        figures = {"grpo/versions": config.grpo.num_steps, "grpo/resumed_from_version": course.start_step}
+        return course.figures | behind | figures | learners.nodes()
+    return left

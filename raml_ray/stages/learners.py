@@ -18,7 +18,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raml_ray import cluster, faults, stopping
-from raml_ray.config import Config, dump, load
+from raml_ray.config import Config, ConfigError, dump, load
 from raml_ray.policy_source import on_this_node
 from raml_ray.settings import TrainConfig
 from raml_ray.storage import Folder, is_url
@@ -33,9 +33,9 @@ POLICY, SKIPPED = "policy", "skipped"
 NODES = "learner_nodes"
 """The entry of a step's figures that says which node each rank ran on, by Ray's id."""
 MOST_CONTROLLER_FAILURES = 5
-LEFT, ERROR = "left", "error"
+LEFT, ERROR, REFUSED = "left", "error", "refused"
 """The only entry of what a rank returns that did not come to its end: because it was asked to leave after that step, or
-because of what it says, which a restart would find again."""
+because of what it says, which a restart would find again; what was refused, a person can correct."""
 
 Worker = Callable[[dict[str, Any]], Mapping[str, Any] | None]
 """Runs on every rank with what `run` was given: its arguments, `config` as JSON, `folder` and `policy`."""
@@ -46,8 +46,8 @@ def run(worker: Worker, arguments: Mapping[str, Any], *, config: Config, folder:
 
     A group that lost a worker is started again, at most train.max_failures times.
 
-    Raises: stopping.Stopped after SIGTERM; ValueError or OSError that a worker died of, as it is; RuntimeError if the
-    restarts are spent, or what the ranks found would be found again.
+    Raises: stopping.Stopped after SIGTERM; ConfigError and RuntimeError, without any restart, of what the ranks found and
+    would find again; ValueError or OSError that a worker died of, as it is, and RuntimeError, if the restarts are spent.
     """
     check(config.train, on_this_node(policy))
     trainer = TorchTrainer(
@@ -67,6 +67,8 @@ def run(worker: Worker, arguments: Mapping[str, Any], *, config: Config, folder:
         raise stopping.Stopped
     if ERROR in returned:
         raise RuntimeError(returned[ERROR])
+    if REFUSED in returned:
+        raise ConfigError(returned[REFUSED])
     return returned
 
 
@@ -154,8 +156,9 @@ def started(arguments: Mapping[str, Any]) -> Config:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[dict[str, Any]]:
-    """A rank's training; what it is to return instead of its figures if that is left before its end, all ranks alike."""
+    """All of a rank's work; what it is to return instead of its figures if that is left before its end, all ranks alike."""
     from raml_ray.stages.course import Leaving
+    from raml_ray.workers.arrival import Refused
     from raml_ray.workers.checkpoints import CannotSave
     from raml_ray.workers.sync_check import SyncMismatch
 
@@ -166,6 +169,8 @@ def leaving() -> Iterator[dict[str, Any]]:
         left[LEFT] = leave.step
     except (CannotSave, SyncMismatch) as error:
         left[ERROR] = str(error)
+    except (Refused, ConfigError) as error:
+        left[REFUSED] = str(error)
 
 
 def loaded(policy_path: str, config: Config) -> "Sharded":

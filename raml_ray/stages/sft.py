@@ -54,11 +54,10 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
     folder, policy_path = Folder(arguments["folder"]), on_this_node(arguments["policy"])
     examples = Folder(arguments["examples"])
     plan = sft_plan.plan(example_shards.read_index(examples).rows, config.sft, config.seed)
-    learner = learners.loaded(policy_path, config)
-    course = Course(learner, folder, arguments["origin"], config)
-    rank = example_stream.Rank(learner.rank, learner.world_size)
-    behind: dict[str, float] = {}
     with learners.leaving() as left:
+        learner = learners.loaded(policy_path, config)
+        course = Course(learner, folder, arguments["origin"], config)
+        rank = example_stream.Rank(learner.rank, learner.world_size)
         behind = sft_loop.train(
             learner,
             plan,
@@ -76,9 +75,10 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
             ),
         )
         learners.save_policy(learner, folder, policy_path)
-    figures = {
-        "sft/steps": plan.num_steps,
-        "sft/examples": plan.num_examples,
-        "sft/resumed_from_step": course.start_step,
-    }
-    return left or figures | course.figures | behind | learners.nodes()
+        figures = {
+            "sft/steps": plan.num_steps,
+            "sft/examples": plan.num_examples,
+            "sft/resumed_from_step": course.start_step,
+        }
+        return figures | course.figures | behind | learners.nodes()
+    return left

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 Made = TypeVar("Made")
 
 
+class Refused(ValueError):
+    """What all ranks refuse alike and would refuse again, with the remedy: no restart of theirs mends it."""
+
+
 class Arrival:
     """Rank 0's tensors on their way to all ranks. What the others hold may be on the meta device; it is replaced."""
 
@@ -47,7 +51,7 @@ class Arrival:
 def agreed(prepared: Callable[[], Made]) -> Made:
     """What `prepared` gives here. What one rank refuses, all refuse. A collective.
 
-    Raises: ValueError that `prepared` raised on any rank.
+    Raises: Refused that says what `prepared` raised as a ValueError on any rank.
     """
     made, why = None, ""
     try:
@@ -57,5 +61,5 @@ def agreed(prepared: Callable[[], Made]) -> Made:
     reasons = [""] * dist.get_world_size()
     dist.all_gather_object(reasons, why)
     if said := [reason for reason in reasons if reason]:
-        raise ValueError(said[0])
+        raise Refused(said[0])
     return cast(Made, made)

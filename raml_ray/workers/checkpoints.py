@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from raml_ray import faults
 from raml_ray.storage import Folder, is_url
+from raml_ray.workers.arrival import Refused
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def load(folder: str, tensors: Mapping[str, Tensor]) -> Restored | None:
 
     A collective. A checkpoint that fails its manifest is passed over, with a warning, for the one before.
 
-    Raises: ValueError if checkpoints were committed and every one of them is damaged.
+    Raises: Refused, on all ranks, if checkpoints were committed and every one of them is damaged.
     """
     damaged: list[str] = []
     names: list[str] = _from_rank_0(_committed(Folder(folder)) if dist.get_rank() == 0 else [])
@@ -134,7 +135,7 @@ def load(folder: str, tensors: Mapping[str, Tensor]) -> Restored | None:
         damaged.append(f"{checkpoint.path}: {'; '.join(problems)}")
         logger.warning("checkpoint passed over, %s", damaged[-1])
     if damaged:
-        raise ValueError(
+        raise Refused(
             f"every checkpoint is damaged; restore one or start the step anew with --redo. {' | '.join(damaged)}"
         )
     return None

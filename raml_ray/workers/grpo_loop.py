@@ -42,7 +42,7 @@ def train(
 
     `reference` is the frozen policy that grpo.kl_coefficient needs.
 
-    Raises: ValueError if train.max_skipped_in_a_row updates in a row were not finite.
+    Raises: arrival.Refused as `Guard.check` does.
     """
     policy.draw_nothing()  # engines sample without dropout: another policy would be scored, learned from and probed
     policy.train()

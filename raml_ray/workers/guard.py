@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from raml_ray.settings import TrainConfig
 from raml_ray.text.batches import Example
+from raml_ray.workers.arrival import Refused
 from raml_ray.workers.sharding import Sharded
 
 Report = Callable[[int, Mapping[str, float]], None]
@@ -23,12 +24,12 @@ class Guard:
         self._is_due = False
 
     def check(self, step: int, rate: str) -> None:
-        """Raises: ValueError, on all ranks, if train.max_skipped_in_a_row optimizer steps in a row were left out.
+        """Raises: arrival.Refused, on all ranks, if train.max_skipped_in_a_row optimizer steps in a row were left out.
 
         `rate` names the learning rate: `grpo.learning_rate=0.1`.
         """
         if self._policy.num_skipped_in_a_row >= self._limits.max_skipped_in_a_row:
-            raise ValueError(
+            raise Refused(
                 f"{rate}: {self._policy.num_skipped_in_a_row} updates in a row up to step {step} had no finite loss and"
                 f" gradient; lower it, or train.grad_clip={self._limits.grad_clip:g}, and look at the batches under"
                 " skipped/ in the step's folder"

@@ -68,7 +68,7 @@ def train(
 
     `shares` yields this rank's share of every step of the plan from `start_step` on; a share may be empty.
 
-    Raises: ValueError if train.max_skipped_in_a_row updates in a row were not finite.
+    Raises: arrival.Refused as `Guard.check` does.
     """
     policy.train()
     guard, meter = Guard(policy, limits, save), Meter(policy, limits)

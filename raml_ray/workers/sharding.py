@@ -180,7 +180,7 @@ def wrap(model: PreTrainedModel, settings: TrainConfig) -> Sharded:
 
     Parameters are kept in float32, whatever `train.dtype` they are computed with; gradients are added in float32.
 
-    Raises: ValueError, on all ranks, if `train.attention`, `train.packing`, `train.lora_targets` or
+    Raises: arrival.Refused, on all ranks, if `train.attention`, `train.packing`, `train.lora_targets` or
     `train.activation_checkpointing` cannot be had with that architecture, or `train.strategy` on this machine.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if settings.gpus_per_worker > 0 else torch.device("cpu")
@@ -192,7 +192,7 @@ def wrap(model: PreTrainedModel, settings: TrainConfig) -> Sharded:
         logger.info("attention of %s policies: %s, %s", model.config.model_type, chosen.name, chosen.why)
     if settings.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
-            raise ValueError(
+            raise arrival.Refused(
                 f"{model.config.model_type} policies cannot compute their layers again in the backward pass: set"
                 " train.activation_checkpointing=false"
             )

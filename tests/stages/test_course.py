@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from raml_ray.config import Config, ConfigError, override
 from raml_ray.metrics_file import read_metrics
-from raml_ray.settings import TrainConfig
+from raml_ray.settings import SftConfig, TrainConfig
+from raml_ray.stages import learners
 from raml_ray.stages.context import deciding
 from raml_ray.stages.course import Course, Leaving
 from raml_ray.storage import Folder
-from raml_ray.workers import sharding
+from raml_ray.workers import sft_loop, sft_plan, sharding
 from tests.workers import ranks, tiny
 
 
@@ -71,3 +73,29 @@ def test_a_checkpoint_of_other_data_is_refused(learner: sharding.Sharded, tmp_pa
     course(learner, tmp_path).save(1)
     with pytest.raises(ConfigError, match=r"examples: 'of 2026' -> 'others'"):
         Course(learner, Folder(str(tmp_path)), {"settings": deciding(Config(), "sft"), "examples": "others"}, Config())
+
+
+def test_what_would_be_refused_again_is_returned_and_no_worker_dies_of_it(
+    learner: sharding.Sharded, tmp_path: Path
+) -> None:
+    course(learner, tmp_path).save(1)
+    with learners.leaving() as left:
+        course(learner, tmp_path, sft__batch_size=32)
+    assert "sft.batch_size: 64 -> 32" in left[learners.REFUSED]
+    (tmp_path / "checkpoints" / "step-00000001" / "__0_0.distcp").write_bytes(b"")
+    with learners.leaving() as left:
+        course(learner, tmp_path)
+    assert left[learners.REFUSED].startswith("every checkpoint is damaged")
+
+
+def test_steps_left_out_in_a_row_are_no_workers_death(learner: sharding.Sharded, tmp_path: Path) -> None:
+    settings, going = SftConfig(batch_size=2, num_epochs=4, learning_rate=0.5), course(learner, tmp_path)
+    with torch.no_grad():
+        next(iter(learner.state().values())).fill_(float("nan"))
+    plan = sft_plan.plan([4], settings, 0)
+    shares = tiny.shares(plan, tiny.examples(4), 0, 0, 1)
+    with learners.leaving() as left:
+        sft_loop.train(
+            learner, plan, shares, settings, TrainConfig(), seed=0, start_step=0, report=going.report, save=going.save
+        )
+    assert left[learners.REFUSED].startswith("sft.learning_rate=0.5: 3 updates in a row up to step 3 had no finite loss")
