@@ -98,4 +98,6 @@ def test_steps_left_out_in_a_row_are_no_workers_death(learner: sharding.Sharded,
         sft_loop.train(
             learner, plan, shares, settings, TrainConfig(), seed=0, start_step=0, report=going.report, save=going.save
         )
-    assert left[learners.REFUSED].startswith("sft.learning_rate=0.5: 3 updates in a row up to step 3 had no finite loss")
+    assert left[learners.REFUSED].startswith(
+        "sft.learning_rate=0.5: 3 updates in a row up to step 3 had no finite loss"
+    )
