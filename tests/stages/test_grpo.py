@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from raml_ray.config import Config, ConfigError, Step, dump, override
 from raml_ray.metrics_file import read_metrics
 from raml_ray.miniature import base, tokenizer
 from raml_ray.settings import BaseConfig
-from raml_ray.stages import grpo
+from raml_ray.stages import grpo, training_set
 from raml_ray.stages.context import Context, Counts
+from raml_ray.stages.instruments import chosen, lhat
 from raml_ray.storage import Folder
-from raml_ray.workers import fresh
+from raml_ray.workers import fixed_probe, fresh
+from tests.stages.test_training_set import Row, teacher, verdicts
 
 NUM_STEPS = 4
 DEADLINE_S = 400
@@ -216,10 +219,28 @@ def test_a_whole_recipe_reaches_pool_and_learners(cluster: None, tmp_path: Path)
         "grpo__num_updated": 1,
         "grpo__kl_coefficient": 0.1,
         "grpo__gradient_variance_every": 2,
+        "train__probe_every": 2,
+        "train__probe_data": "verify",
     }
-    grpo.run(learners_and_scripted_engines(tmp_path, grpo__num_steps=2, **recipe))
-    rows = read_metrics(Folder(str(tmp_path / "run" / "grpo")))
-    assert len(rows) == 2
+    texts = ["<think>\n _ 3 8\n _ _ 11\n</think>\n\n**Final Answer**\n\\boxed{11}", "<think>\n 8\n</think>\n\n11"]
+    judged: list[Row] = [(f"q{place}", 0, text, "correct") for place, text in enumerate(texts)]
+    teacher(tmp_path / "run", "long", judged)
+    verdicts(tmp_path / "run", "verify", ("long", judged))
+    context = learners_and_scripted_engines(tmp_path, grpo__num_steps=2, **recipe)
+    grpo.run(context)
+    first, *rows = read_metrics(Folder(str(tmp_path / "run" / "grpo")))
+    assert [first["step"], *(row["step"] for row in rows)] == [0, 1, 2]
+    # Fixed trajectories have the L-hat that an instrument measures along them, and keep it where nothing is learned.
+    curves = gold_curves(context)
+    wanted = {
+        fixed_probe.START: (curves[0][0] + curves[1][0]) / 2,
+        # `\n _ 3 8 \n _ _` without the answer behind <think>; the second never writes it while it thinks
+        fixed_probe.BEFORE_LEAK: (curves[0][8] + curves[1][-1]) / 2,
+        fixed_probe.END: (curves[0][-1] + curves[1][-1]) / 2,
+    }
+    for told in (first, rows[1]):
+        assert {place: told[place] for place in wanted} == pytest.approx(wanted, abs=1e-5)
+    assert not wanted.keys() & rows[0].keys()
     for row in rows:
         # Scripted tokens are no answers, and all alike in that: the two other questions are asked, and nothing is learned.
         assert (row["grpo/refills"], row["grpo/questions_left_out"], row["grpo/empty_minibatches"]) == (1.0, 4.0, 2.0)
@@ -231,6 +252,21 @@ def test_a_whole_recipe_reaches_pool_and_learners(cluster: None, tmp_path: Path)
         assert row["grpo/reward"] == -1.0
         assert row["grpo/kl"] == 0.0
     assert ["grpo/gradient_variance" in row for row in rows] == [True, False]
+
+
+def gold_curves(context: Context) -> list[list[float]]:
+    """L-hat of the gold answers along the trajectories of `verify`, as the lhat instrument measures it of the step's policy."""
+    reading = replace(context, step=context.step.model_copy(update={"data": ("verify",)}))
+    rows, questions = training_set.judged(reading)
+    asked = [
+        row
+        | {name: getattr(questions[row["question_id"]], name) for name in ("problem", "answer")}
+        | {"foreign_text": None, "other_answers": []}
+        for row in rows
+    ]
+    plain = override(context.config, {"lhat.num_foils": 0, "lhat.controls": []})
+    curves = lhat.Curves(chosen.opened(context.policy_path, plain), plain)
+    return [curve["lhat"] for curve in curves(asked, lambda row, reason: pytest.fail(str(reason)))]
 
 
 def test_settings_that_no_engine_and_learner_could_do_together_are_refused_at_once(tmp_path: Path) -> None:
