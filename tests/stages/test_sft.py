@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from raml_ray.config import Config, ConfigError, dump, override
 from raml_ray.metrics_file import read_metrics
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.stages import example_shards, learners, sft
 from raml_ray.storage import Folder
-from raml_ray.text.batches import table
-from raml_ray.workers import sft_loop, sft_plan, sharding
+from raml_ray.text.batches import Example, table
+from raml_ray.text.suffix import AnswerSuffix
+from raml_ray.workers import fixed_probe, probe, sft_loop, sft_plan, sharding
 from tests.workers import ranks, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def prepared(folder: Path, **changes: object) -> tuple[Folder, Folder, str, Conf
 
 
 def losses(folder: Folder) -> list[tuple[int, float]]:
-    return [(int(row["step"]), row["sft/loss"]) for row in read_metrics(folder)]
+    return [(int(row["step"]), row["sft/loss"]) for row in read_metrics(folder) if "sft/loss" in row]
 
 
 def undisturbed(config: Config) -> list[float]:
@@ -68,6 +69,29 @@ def undisturbed(config: Config) -> list[float]:
             save=lambda step: None,
         )
     return found
+
+
+PROBED, LENGTHS, SUFFIX = (
+    ([3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8]),
+    (1, 2, 4),
+    AnswerSuffix([8, 7, 6], [False, True, True]),
+)
+"""Trajectories, tokens of each that stand at the probe's three places, and what follows there."""
+
+
+def probed_examples() -> list[Example]:
+    """As fixed_probe.examples makes them; these tokens are none of the miniature's."""
+    return [
+        Example([*ids[:length], 8], [7, 6], {name: [0.5 * (name == place)] * 2 for name in fixed_probe.PLACES})
+        for ids in PROBED
+        for length, place in zip(LENGTHS, fixed_probe.PLACES, strict=True)
+    ]
+
+
+def probed_directly(policy: PreTrainedModel) -> list[float]:
+    """Mean L-hat at each place, nats per answer token."""
+    found = probe.answer_nll(policy, [probe.Probe(ids, LENGTHS, [SUFFIX]) for ids in PROBED], memory_mib=64)
+    return [float(value) for value in np.mean([lhat_K for (lhat_K,) in found], axis=0)]
 
 
 def wait_for_steps(folder: Folder, count: int, timeout_s: float = 240) -> None:
@@ -114,13 +138,21 @@ def test_two_workers_one_of_which_is_killed_lose_what_one_undisturbed_does(clust
 @pytest.mark.slow
 def test_deepspeeds_learners_lose_what_fsdps_do_and_leave_the_same_policy(cluster: None, tmp_path: Path) -> None:
     zero: dict[str, object] = {"train.strategy": "deepspeed", "train.zero_stage": 3, "train.num_workers": 2}
+    probing: dict[str, object] = {"train.probe_every": 4, "train.probe_data": "verify"}
     examples, folder, base, config = prepared(tmp_path, sft__max_steps=8)
-    figures = sft.train_policy(examples, folder, base, override(config, zero))
+    figures = sft.train_policy(examples, folder, base, override(config, zero | probing), probed_examples())
     assert figures["sft/steps"] == 8
     assert [loss for _, loss in losses(folder)] == pytest.approx(undisturbed(config), abs=1e-5)
     trained = AutoModelForCausalLM.from_pretrained(folder.file("policy"))
     assert trained.state_dict().keys() == tiny.model().state_dict().keys()
     assert not trained.model.norm.weight.equal(tiny.model().model.norm.weight)
+    # What learners tell of fixed trajectories on the way is the probe's, of what they begin with and of what they leave.
+    told = {row["step"]: row for row in read_metrics(folder) if fixed_probe.START in row}
+    assert list(told) == [0, 4, 8]
+    for step, policy in ((0, tiny.model()), (8, trained.eval())):
+        found = [told[step][place] for place in fixed_probe.PLACES]
+        assert found == pytest.approx(probed_directly(policy), abs=1e-5)
+    assert len({told[step][fixed_probe.END] for step in told}) == 3
 
 
 DRIVER = """
