@@ -121,8 +121,9 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
     caption = (
         "Left: medians over words before the answer is written; middle: means of what they do beyond like places; whiskers"
         " 95 % bootstrap intervals over trajectories; below zero L-hat falls. Right: the paper's statistic as its notebook has it: |change| / L-hat,"
-        " over one token for the average and over one more than the word's for words, the answer's tokens included; bars"
-        " are means of correct trajectories with the number of values, and heavy tails make them what they are."
+        " over one token for the average and over one more than the word's for words, the answer's tokens included, but of"
+        " the thinking's last tokens as many left out as the answer suffix has; bars are means of correct trajectories with"
+        " the number of values, and heavy tails make them what they are."
     )
     return finished(f"roles_{step.name}", f"What words do to L-hat ({step.name})", caption, canvas, drawn)
 

@@ -86,3 +86,14 @@ def occurrences(token_ids: Sequence[int], word_ids: Sequence[int]) -> list[int]:
     return [
         start for start in range(len(token_ids) - size + 1) if list(token_ids[start : start + size]) == list(word_ids)
     ]
+
+
+def paper_span(token_ids: Sequence[int], opening: Sequence[int], closing: Sequence[int], num_suffix: int) -> range:
+    """Which entries of a response's curve the paper's notebook looks at, entry k being L-hat behind k tokens.
+
+    From behind the tokens that open thinking, or before the response where they are none of it; up to before those that close it; and of
+    these, as the notebook has it, without the last `num_suffix`, as many as suffix and answer have tokens.
+    """
+    first = next((place + len(opening) for place in occurrences(token_ids, opening)), 0)
+    closed = next((place for place in occurrences(token_ids, closing) if place >= first), len(token_ids))
+    return range(first, max(closed + 1 - num_suffix, first))

@@ -156,9 +156,21 @@ def test_words_are_held_against_like_places_before_the_answer() -> None:
     seven = by_text["7"]
     assert (seven["category"], seven["log_ratio"]) == ("calculation", pytest.approx(math.log(2)))
     assert not by_text["16"]["before_leak"]
-    # as the notebook has it: |L after the token behind Wait - L before Wait| / L before
-    assert found["paper_words"] == [{"word": "Wait", "change": pytest.approx(0.5)}]
-    assert found["paper_changes"] == pytest.approx([0, 0, 1.0, 0, 0, 0.5, 0, 0.75, 0, 0])
+
+
+def test_the_papers_statistic_is_of_what_its_notebook_looks_at() -> None:
+    measure = roles.Roles(miniature.build(), Config())
+    # <think> \n Wait 9 \n _ 7 \n Wait 9 \n </think>
+    text = "<think>\nWait 9\n _ 7\nWait 9\n</think>\n\n**Final Answer**\n\\boxed{16}"
+    lhat_K = [7.0, 4.0, 4.0, 2.0, 1.0, 1.0, 3.0, 3.0, 5.0, 9.0, 9.0, 9.0, 9.0]
+    (found,) = measure.of(curve(lhat_K, None, text=text))
+    # behind <think> to before </think> eleven entries, and six less, as many as suffix and 16 have tokens: 4 4 2 1 1
+    assert found["paper_changes"] == pytest.approx([0, 0.5, 0.5, 0])
+    # from before Wait to one token beyond it, 4 to 1; the second Wait stands among what is dropped
+    assert found["paper_words"] == [{"word": "Wait", "change": pytest.approx(0.75)}]
+    # an answer of one token drops one less: 3 behind 1
+    (found,) = measure.of(curve(lhat_K, None, text=text, answer="6"))
+    assert found["paper_changes"] == pytest.approx([0, 0.5, 0.5, 0, 2.0])
 
 
 def test_curves_that_are_not_of_these_tokens_are_set_aside() -> None:
@@ -182,10 +194,14 @@ def test_roles_are_medians_and_the_papers_are_means(tmp_path: Path) -> None:
     assert reflection["size_rank"]["mean"] == pytest.approx(3 / 14)
     assert reflection["matched_size"]["mean"] == pytest.approx(3 / 7 * math.log(2))
     assert found["categories"]["answer"]["log_ratio"] is found["categories"]["answer"]["size_rank"] is None
-    # of ten changes 1, 0.5, 0.75 are not 0, and of the other ten none is
-    assert found["paper"]["average"]["mean"] == pytest.approx(2.25 / 20)
-    assert found["paper"]["average"]["std"] == pytest.approx(math.sqrt((1 + 0.25 + 0.5625) / 20 - (2.25 / 20) ** 2))
-    assert found["paper"]["Wait"] == {"num": 2, "mean": pytest.approx(0.25), "std": pytest.approx(0.25)}
+    # of ten entries behind <think> the last six are dropped; one of three changes is 1, and of the other three none is any
+    assert found["paper"]["average"] == {
+        "num": 6,
+        "mean": pytest.approx(1 / 6),
+        "std": pytest.approx(math.sqrt(1 / 6 - 1 / 36)),
+    }
+    changed = {"paper_words": [{"word": "Wait", "change": change} for change in (0.5, 0.0)]}
+    assert roles.figures([{**rows[0], **changed}], context)["paper"]["Wait"] == {"num": 2, "mean": 0.25, "std": 0.25}
 
 
 def test_words_without_curves_are_refused(tmp_path: Path) -> None:

@@ -81,6 +81,18 @@ def test_the_notebooks_words_are_found_by_their_ids() -> None:
     assert roles.occurrences([1], [1, 2]) == []
 
 
+def test_the_notebook_looks_at_the_thinking_but_for_as_many_of_its_last_entries_as_the_suffix_has_tokens() -> None:
+    # <think> a b c d e </think> f: behind 1 token (<think>) to behind 6 (e), of these six the last two not
+    assert roles.paper_span([1, 5, 6, 7, 8, 9, 2, 4], [1], [2], 2) == range(1, 5)
+    # opened in the prompt: from behind no token on; never closed: to the end
+    assert roles.paper_span([5, 6, 7, 2, 4], [1], [2], 0) == range(4)
+    assert roles.paper_span([5, 6, 7], [1], [2], 1) == range(3)
+    # tags of several tokens count where all of them stand
+    assert roles.paper_span([1, 5, 1, 3, 6, 2, 7, 2, 3], [1, 3], [2, 3], 1) == range(4, 7)
+    # less thinking than suffix is none
+    assert len(roles.paper_span([1, 5, 2], [1], [2], 6)) == 0
+
+
 @pytest.mark.parametrize(
     ("rule", "why"),
     [("", "matches the empty"), ("re:", "matches the empty"), ("re:(", "no regular"), ("re:a*", "empty")],

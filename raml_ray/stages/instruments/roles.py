@@ -20,7 +20,7 @@ from raml_ray.stages.instruments.chosen import Row
 from raml_ray.stages.instruments.intervals import NUM_RESAMPLES, over_trajectories
 from raml_ray.stages.instruments.lhat import CURVES
 from raml_ray.stages.instruments.lhat_controls import GOLD
-from raml_ray.text import roles
+from raml_ray.text import roles, suffix, thinking
 
 WORD = pa.struct(
     [
@@ -91,9 +91,12 @@ class Roles(chosen.RowByRow):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
         self._tokenizer, self._settings, self._prompt = tokenizer, config.roles, config.prompt
-        self._paper_words = {
-            word: list(tokenizer(word, add_special_tokens=False)["input_ids"]) for word in config.roles.paper_words
-        }
+        self._suffix = suffix.text_of(config.analyze.suffix)
+        self._opening, self._closing = self._encoded(thinking.OPEN), self._encoded(thinking.CLOSE)
+        self._paper_words = {word: self._encoded(word) for word in config.roles.paper_words}
+
+    def _encoded(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def of(self, row: Row) -> Iterable[Row]:
         """One row. Raises: ValueError if the curve leaves tokens out, or is of other tokens than this policy's."""
@@ -109,13 +112,22 @@ class Roles(chosen.RowByRow):
             "question_id": row["question_id"],
             "group": row["verdict"],
             "words": self._words(ids, lhat_K, row["leak_position"]),
-            # The paper has the value after token i at i: without the one before any token.
-            "paper_changes": formulas.paper_changes(lhat_K[1:]).tolist(),
+            **self._of_paper(ids, lhat_K, row["answer"]),
+        }
+
+    def _of_paper(self, ids: list[int], lhat_K: list[float], answer: str) -> dict[str, Any]:
+        """The paper's own statistic, over what its notebook takes it of."""
+        num_suffix = len(suffix.answer_suffix(self._tokenizer, self._suffix, answer).token_ids)
+        span = roles.paper_span(ids, self._opening, self._closing, num_suffix)
+        # The notebook has the value after token i at i: the first of these is after the token before them.
+        values, tokens = lhat_K[span.start : span.stop], ids[span.start : max(span.stop - 1, 0)]
+        return {
+            "paper_changes": formulas.paper_changes(values).tolist(),
             "paper_words": [
                 {"word": word, "change": change}
                 for word, word_ids in self._paper_words.items()
-                for start in roles.occurrences(ids, word_ids)
-                if (change := formulas.paper_word_change(lhat_K[1:], start, len(word_ids))) is not None
+                for start in roles.occurrences(tokens, word_ids)
+                if (change := formulas.paper_word_change(values, start + 1, len(word_ids))) is not None
             ],
         }
 
