@@ -1,5 +1,6 @@
 """The page's part on interventions: two words at two places, and what remains that neither explains alone."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from raml_ray.stages.report_figures import INK, Figure, finished
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
 from raml_ray.stages.report_measures import interval_table, point
+from raml_ray.stages.report_tables import row, table
 
 NAMES = {
     "own": "the word, its place",
@@ -41,10 +43,27 @@ def shown(run: Run) -> Shown:
             f'<p class="note">Against the same place without a word; {counts or "no word had a partner"} trajectories. Means'
             " over each trajectory's words with 95 % bootstrap intervals over trajectories.</p>\n"
         )
-        tables.append(_continued(step, groups))
+        tables += [_pairs(step), _continued(step, groups)]
         if groups:
             figures.append(_figure(step, groups))
     return Shown("Words put in other places", [], "".join(tables), figures)
+
+
+def _pairs(step: StepResult) -> str:
+    """How near in frequency words and partners are, which the design takes for equal."""
+    body = []
+    for group, found in step.figures["groups"].items():
+        apart = found["log_frequency_ratio"]
+        cells = [f"{apart[name]:.2f}<small>x {math.exp(apart[name]):.3g}</small>" for name in apart] if apart else "--"
+        body.append(row([group, str(found["num_words"]), str(found["num_apart"]), *cells]))
+    heads = [
+        f"{step.name}: words of",
+        "with a partner",
+        "left out as too far apart",
+        "log frequency ratio, median",
+        "worst",
+    ]
+    return table(heads, body)
 
 
 def _continued(step: StepResult, groups: Mapping[str, Any]) -> str:

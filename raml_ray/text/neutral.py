@@ -14,12 +14,13 @@ NEUTRAL = "neutral"
 
 
 def frequencies(texts: Iterable[str], rules: Sequence[str]) -> dict[str, int]:
-    """How often each word of letters, and each word that a rule marks, stands in the texts, in small letters."""
+    """How often each word of letters, and whatever else a rule marks, stands in the texts, in small letters."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(match.group().lower() for match in WORD.finditer(text))
         for rule in rules:
-            counts.update(match.group().strip().lower() for match in roles.pattern(rule).finditer(text))
+            marked = (match.group().strip().lower() for match in roles.pattern(rule).finditer(text))
+            counts.update(word for word in marked if not WORD.fullmatch(word))
     return dict(counts)
 
 
@@ -31,13 +32,17 @@ def candidates(
     return [word for word in roles.words(text, spans, ruled) if word.category == NEUTRAL]
 
 
+def log_ratio(word: Word, other: Word, frequency: Mapping[str, int]) -> float:
+    """log(how often the other stands there / how often the word does); what was never counted stands there once."""
+    return math.log(frequency.get(other.text.lower(), 1) / frequency.get(word.text.lower(), 1))
+
+
 def partner(word: Word, others: Sequence[Word], frequency: Mapping[str, int]) -> Word | None:
     """Of words with as many tokens the one nearest in log frequency, of equally near ones the nearest in place, then the
     earlier; None if there is none."""
 
     def apart(other: Word) -> tuple[float, int, int]:
-        ratio = frequency.get(other.text.lower(), 1) / frequency.get(word.text.lower(), 1)
-        return round(abs(math.log(ratio)), 9), abs(other.start - word.start), other.start
+        return round(abs(log_ratio(word, other, frequency)), 9), abs(other.start - word.start), other.start
 
     alike = [other for other in others if other.num_tokens == word.num_tokens]
     return min(alike, key=apart, default=None)

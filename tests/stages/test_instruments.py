@@ -1,6 +1,8 @@
 """Pseudo-updates, roles and landscapes of a tiny policy: what is measured, counted, kept, and shown."""
 
+import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -271,11 +273,13 @@ def test_the_rise_around_the_policy_is_a_mean_over_trajectories(tmp_path: Path) 
     assert found["in_place"]["update"] is None
 
 
-def interventions_of(tmp_path: Path, text: str, **settings: object) -> tuple[interventions.Interventions, chosen.Row]:
+def interventions_of(
+    tmp_path: Path, text: str, frequency: Mapping[str, int] | None = None, **settings: object
+) -> tuple[interventions.Interventions, chosen.Row]:
     changes = {"neutral": ["re: _"], "num_words": 1, "horizon": 2} | settings
     config = override(Config(), {f"interventions.{name}": value for name, value in changes.items()})
     measure = interventions.Interventions(chosen.opened(contexts.policy(tmp_path / "policy"), config), config)
-    (found,) = measure.of(row(text, frequencies="{}"))
+    (found,) = measure.of(row(text, frequencies=json.dumps(frequency or {})))
     return measure, found
 
 
@@ -304,13 +308,33 @@ def test_a_trajectory_without_such_a_word_is_a_row_without_words(tmp_path: Path)
     assert interventions_of(tmp_path, TEXT, neutral=["no such word"])[1]["words"] == []
 
 
+def test_pairs_too_far_apart_in_frequency_are_left_out_and_counted(tmp_path: Path) -> None:
+    frequency = {"wait": 2, "_": 20}
+    _, near = interventions_of(tmp_path, TEXT, frequency, max_frequency_ratio=10)
+    assert near["num_apart"] == 0
+    assert [word["log_frequency_ratio"] for word in near["words"]] == [pytest.approx(math.log(10))] * 2
+    _, far = interventions_of(tmp_path, TEXT, frequency, max_frequency_ratio=9.9, num_samples=1)
+    assert (far["num_apart"], far["words"], far["continued"]) == (1, [], [])
+    # the other way round alike, and without a limit nothing is left out
+    _, rare = interventions_of(tmp_path, TEXT, {"wait": 20, "_": 2}, max_frequency_ratio=9.9)
+    assert rare["num_apart"] == 1
+    _, every = interventions_of(tmp_path, TEXT, {"wait": 20, "_": 2})
+    assert (every["num_apart"], len(every["words"])) == (0, 2)
+    with pytest.raises(ConfigError, match=r"interventions\.max_frequency_ratio"):
+        override(Config(), {"interventions.max_frequency_ratio": 0.5})
+
+
 def test_interventions_are_means_over_words_then_trajectories() -> None:
     def words(*owns: float) -> list[chosen.Row]:
         cells = {"other_here": 1.0, "moved": 2.0, "other_own": 5.0, "newline": 0.0}
-        return [{"own": own, "horizon": horizon, **cells} for own in owns for horizon in (0, 8)]
+        apart = {"log_frequency_ratio": 1.0 - owns[0]}
+        return [{"own": own, "horizon": horizon, **apart, **cells} for own in owns for horizon in (0, 8)]
 
-    found = interventions.figures([{"words": words(3.0, 5.0)}, {"words": words(0.0)}, {"words": []}], Config())
-    assert (found["num"], found["num_words"]) == (3, 3)
+    listed = [words(3.0, 5.0), words(0.0), []]
+    found = interventions.figures([{"words": each, "num_apart": 2} for each in listed], Config())
+    assert (found["num"], found["num_words"], found["num_apart"]) == (3, 3, 6)
+    # of sizes 2, 2 and 1
+    assert found["log_frequency_ratio"] == {"median": 2.0, "worst": 2.0}
     assert found["after_0"]["own"]["mean"] == pytest.approx((4.0 + 0.0) / 2)
     # (own - 1) - (2 - 5) of 4 and of 0
     assert found["after_8"]["interaction"]["mean"] == pytest.approx((6.0 + 2.0) / 2)
@@ -360,6 +384,16 @@ def shown(step: report_data.StepResult) -> Shown:
     return found
 
 
+def row_of(tables: str, *first: str) -> list[str]:
+    """The cells, as text, of the row that begins with these."""
+    rows = [
+        [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", each)]
+        for each in tables.split("<tr>")
+    ]
+    (found,) = [each for each in rows if tuple(each[: len(first)]) == first]
+    return found
+
+
 def panels(found: Shown) -> set[str]:
     return set(found.figures[0].rows["panel"].to_pylist())
 
@@ -368,11 +402,13 @@ def test_the_page_shows_what_words_do_in_other_places(tmp_path: Path) -> None:
     step = Step(name="words", stage="analyze", overrides={"analyze.instrument": "interventions"})
     context = contexts.context(tmp_path / "run", step)
     cells = {"own": 0.5, "other_here": 1.0, "moved": 2.0, "other_own": 5.0, "newline": 0.25}
-    words = [cells | {"horizon": horizon} for horizon in (0, 8)]
-    groups = {"correct": interventions.figures([{"words": words}] * 2, context.config)}
-    groups["wrong"] = interventions.figures([{"words": []}], context.config)
+    words = [cells | {"horizon": horizon, "log_frequency_ratio": -math.log(3)} for horizon in (0, 8)]
+    groups = {"correct": interventions.figures([{"words": words, "num_apart": 4}] * 2, context.config)}
+    groups["wrong"] = interventions.figures([{"words": [], "num_apart": 1}], context.config)
     found = shown(finished(context, {"groups": groups}))
     assert "2 words of 2 correct trajectories" in found.tables
+    assert row_of(found.tables, "correct", "2") == ["correct", "2", "8", "1.10x 3", "1.10x 3"]
+    assert row_of(found.tables, "wrong", "0") == ["wrong", "0", "1", "-", "-"]
     assert panels(found) == {"change of L-hat at once", "change of L-hat 8 tokens on"}
     by_series = {point["series"]: point["y"] for point in found.figures[0].rows.to_pylist()}
     assert by_series["interaction, correct"] == pytest.approx((0.5 - 1.0) - (2.0 - 5.0))

@@ -1,5 +1,9 @@
 """Partners of a word: no role, as many tokens, as frequent, near."""
 
+import math
+
+import pytest
+
 from raml_ray.text import neutral
 from raml_ray.text.roles import Word
 
@@ -27,3 +31,10 @@ def test_candidates_have_no_role() -> None:
 
 def test_words_are_counted_in_small_letters() -> None:
     assert neutral.frequencies(["Wait, wait 7", "a _"], ["_"]) == {"wait": 2, "a": 1, "_": 1}
+    # a rule that marks a word of letters counts it once, and a phrase is counted as one
+    assert neutral.frequencies(["hold on, wait"], ["wait", "hold on"]) == {"hold": 1, "on": 1, "wait": 1, "hold on": 1}
+
+
+def test_how_much_more_frequent_a_partner_is_has_a_sign() -> None:
+    assert neutral.log_ratio(word("Wait", 0), word("the", 1), {"wait": 4, "the": 40}) == pytest.approx(math.log(10))
+    assert neutral.log_ratio(word("the", 1), word("never counted", 0), {"the": 40}) == pytest.approx(-math.log(40))

@@ -6,6 +6,7 @@ alike.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,10 +32,11 @@ WORD = pa.struct(
     [
         *((name, pa.string()) for name in ("word", "partner")),
         *((name, pa.int32()) for name in ("start", "partner_start", "horizon")),
+        ("log_frequency_ratio", pa.float32()),
         *((name, pa.float32()) for name in (*Cells._fields, "newline")),
     ]
 )
-"""A word and its partner, where they stand, and what each does to L-hat (nats per answer token) at either place, against the
+"""A word and its partner, where they stand, log(the partner's frequency / the word's), and what each does to L-hat (nats per answer token) at either place, against the
 place without it: `horizon` of the trajectory's tokens follow in both."""
 CONTINUED = pa.struct([("word", pa.int32()), ("cell", pa.string()), ("token_ids", pa.list_(pa.int32()))])
 """Response tokens that are continued: up to a place, with what a cell has put there. `without` and `without_moved` are the
@@ -44,11 +46,13 @@ INTERVENTIONS = chosen.Table(
     pa.schema(
         [
             *((name, pa.string()) for name in ("trajectory_id", "question_id", "group")),
+            ("num_apart", pa.int32()),
             ("words", pa.list_(WORD)),
             ("continued", pa.list_(CONTINUED)),
         ]
     ),
 )
+"""`num_apart`: words left out, whose partner is further from them in frequency than interventions.max_frequency_ratio."""
 WITHOUT, WITHOUT_MOVED = "without", "without_moved"
 PLACES = {"own": WITHOUT, "other_here": WITHOUT, "newline": WITHOUT, "moved": WITHOUT_MOVED, "other_own": WITHOUT_MOVED}
 """Cell -> the place without a word that it is held against."""
@@ -57,7 +61,9 @@ COLUMNS = pa.schema([*chosen.CHOSEN, ("frequencies", pa.string())])
 
 def run(context: Context) -> Outcome:
     rows = chosen.trajectories(context)
-    frequency = json.dumps(neutral.frequencies((row["text"] for row in rows), context.config.interventions.neutral))
+    settings = context.config.interventions
+    rules = (*settings.neutral, *context.config.roles.categories[settings.category])
+    frequency = json.dumps(neutral.frequencies((row["text"] for row in rows), rules))
     rows = [row | {"frequencies": frequency} for row in rows]
     found = chosen.mapped(context, rows, Interventions, INTERVENTIONS, COLUMNS)
     sampled = _continued(context, rows, found.rows)
@@ -100,13 +106,17 @@ class Interventions(chosen.RowByRow):
         # The token that completes the answer, and all behind it, is no place to look for a word.
         ids = response_ids[: min(len(response_ids), last or len(response_ids), (leaked or len(response_ids) + 1) - 1)]
         answer = suffix.answer_suffix(tokenizer, suffix.text_of(settings.suffix), row["answer"])
-        pairs = self._pairs(ids, json.loads(row["frequencies"]))
+        frequency = json.loads(row["frequencies"])
+        found = self._pairs(ids, frequency)
+        pairs = [pair for pair in found if not self._is_apart(neutral.log_ratio(*pair, frequency))]
         yield {
             "trajectory_id": row["trajectory_id"],
             "question_id": row["question_id"],
             "group": row["verdict"],
+            "num_apart": len(found) - len(pairs),
             "words": [
                 self._measured(prompt_ids, ids, answer, word, partner, horizon)
+                | {"log_frequency_ratio": neutral.log_ratio(word, partner, frequency)}
                 for word, partner in pairs
                 for horizon in dict.fromkeys((0, self._config.interventions.horizon))
             ],
@@ -116,6 +126,10 @@ class Interventions(chosen.RowByRow):
                 for cell, begun in self._beginnings(ids, word, partner).items()
             ],
         }
+
+    def _is_apart(self, log_ratio: float) -> bool:
+        most = self._config.interventions.max_frequency_ratio
+        return most is not None and abs(log_ratio) > math.log(most) + 1e-9
 
     def _beginnings(self, ids: list[int], word: Word, partner: Word) -> dict[str, list[int]]:
         """Cell -> the response up to the place, and what the cell has put there."""
@@ -162,8 +176,11 @@ class Interventions(chosen.RowByRow):
 
 
 def figures(rows: Sequence[Row], config: Config) -> dict[str, Any]:
-    """Of one group, by horizon: the cells and effects, means over each trajectory's words, intervals over trajectories."""
-    found: dict[str, Any] = {"num": len(rows), "num_words": 0}
+    """Of one group, by horizon: the cells and effects, means over each trajectory's words, intervals over trajectories; and how
+    far words and partners are apart in frequency."""
+    found: dict[str, Any] = {"num": len(rows), "num_words": 0, "num_apart": sum(row["num_apart"] for row in rows)}
+    apart = [abs(word["log_frequency_ratio"]) for row in rows for word in row["words"] if word["horizon"] == 0]
+    found["log_frequency_ratio"] = {"median": float(np.median(apart)), "worst": max(apart)} if apart else None
     for horizon in dict.fromkeys((0, config.interventions.horizon)):
         columns: dict[str, list[float]] = defaultdict(list)
         for row in rows:
