@@ -257,9 +257,10 @@ def _ray() -> Iterator[Finding]:
     try:
         with cluster.connected(config):
             yield Finding("ok", "Ray", "starts and answers")
-    except (RuntimeError, ConnectionError, TimeoutError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones, too, where its raylet is slow to start
         remedy = "look into /tmp/ray/session_latest/logs; free memory and /dev/shm, and end what an earlier Ray left"
-        yield Finding("fail", "Ray", f"does not start: {str(error).splitlines()[0]}", remedy)
+        first_line = str(error).partition("\n")[0]
+        yield Finding("fail", "Ray", f"does not start: {first_line}", remedy)
 
 
 def _tracking() -> Iterator[Finding]:

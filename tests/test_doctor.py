@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from raml_ray import doctor, ui
@@ -156,6 +157,18 @@ def test_pages_are_served_only_where_something_is_logged(monkeypatch: pytest.Mon
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ConfigError, match="no tracking store"):
         ui.serve(override(Config(), {"tracking.enabled": False}), 5000)
+
+
+def test_a_ray_that_does_not_start_is_a_finding_whatever_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*words: object, **named: object) -> None:
+        raise Exception("The current node timed out during startup.\nmore")  # as ray._private.node does
+
+    monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    finding = list(doctor._ray())[-1]
+    assert (finding.level, finding.what) == ("fail", "Ray")
+    assert finding.found == "does not start: The current node timed out during startup."
+    assert "/tmp/ray/session_latest/logs" in finding.remedy
 
 
 @pytest.mark.ray

@@ -113,6 +113,7 @@ def test_the_doctor_finds_every_host_sound_and_a_root_that_one_does_not_see(clus
     print(f"\n{said}")
     for found in ("versions: equal on 3 nodes", "ports: every node reaches", "token: RAY_AUTH_MODE=token on 3 nodes"):
         assert f"ok   {found}" in said
+    assert "ok   code: raml_ray " in said
     assert "a stranger: without the token is turned away (401)" in said
     assert f"ok   root: {cluster.root} is one folder for all nodes" in said
     cluster.others[1].hide(cluster.root)
