@@ -618,7 +618,7 @@ class LandscapeConfig(Settings):
     """Points of a side of the grid: odd, so that the policy itself is its middle."""
     radii: tuple[float, ...] = (1.0, 0.2)
     """How far the grids of a random plane go, in units of its directions."""
-    update_radii: tuple[float, ...] = (2.0,)
+    update_radii: tuple[float, ...] = (2.0, 0.5)
     """How far those of an update plane go, in units of the pseudo-update's length."""
     num_prefixes: int = Field(3, ge=1)
     """Prefixes of the trajectory that L-hat is looked at behind: none of it, evenly more, all of it."""

@@ -1,4 +1,4 @@
-"""The report's figures with the rows they draw: axes carry units, whiskers are intervals, colours are Okabe-Ito's."""
+"""The report's figures with the rows they draw: axes carry units, whiskers are intervals, colours are Okabe-Ito's, then Tol's."""
 
 import io
 import re
@@ -18,7 +18,9 @@ from matplotlib.transforms import ScaledTranslation
 from raml_ray.stages.report_data import METRICS, Evaluation, Run
 
 LINEAGE_COLOURS = {(): "#8c8c8c", ("sft",): "#0072B2", ("grpo",): "#E69F00", ("sft", "grpo"): "#009E73"}
-OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#7A68A6", "#A6761D", "#1B9E9E", "#B8A500", "#555555")
+OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#44AA99", "#999933", "#882255", "#DDCC77", "#555555")
+MARKERS = "os^Dv<>P"
+"""As many as other colours, so that neither is needed to tell lines apart."""
 # Replaced by currentColor in the page's SVG, so that text and axes follow the page's light or dark scheme.
 INK = "#1c1e21"
 MOST_NAMED = 10
@@ -103,7 +105,10 @@ def _evaluation(evaluations: Sequence[Evaluation]) -> Figure:
                     axis.bar(x, value.mean, width * 0.92, color=colour, label=one.label if place == 0 else None)
                     error = [[max(value.mean - value.low, 0)], [max(value.high - value.mean, 0)]]
                     axis.errorbar(x, value.mean, error, color=INK, elinewidth=1, capsize=2.5, linestyle="none")
-                    rows.append({"policy": one.label, "set": name, "metric": metric, **value._asdict()})
+                    num = one.sets[name].num_questions
+                    rows.append(
+                        {"policy": one.label, "set": name, "metric": metric, "num_questions": num, **value._asdict()}
+                    )
         axis.set_title(names[metric])
         axis.set_xticks(range(len(sets)), sets)
         axis.set_xlabel("question set")
@@ -113,7 +118,9 @@ def _evaluation(evaluations: Sequence[Evaluation]) -> Figure:
     axes[0].set_ylabel("mean over questions, %")
     handles = [mpl.patches.Patch(color=c, label=o.label) for o, c in zip(evaluations, palette, strict=True)]
     canvas.legend(handles=handles, loc="outside upper left", ncols=min(len(evaluations), 5))
-    caption = "Mean over the questions of each set; the bars' whiskers are 95 % bootstrap intervals over questions."
+    asked = {name: {one.sets[name].num_questions for one in evaluations if name in one.sets} for name in sets}
+    numbers = ", ".join(f"{name} {' or '.join(map(str, sorted(found)))}" for name, found in asked.items())
+    caption = f"Mean over the questions of each set ({numbers}); the bars' whiskers are 95 % bootstrap intervals over questions."
     return finished("evaluation", "Policies on the question sets", caption, canvas, rows)
 
 
@@ -198,6 +205,7 @@ def finished(name: str, title: str, caption: str, canvas: Canvas, rows: list[dic
     _legends_below(canvas)
     vector, pixels = io.StringIO(), io.BytesIO()
     canvas.savefig(vector, format="svg", metadata={"Date": None})
+    canvas.set_layout_engine("none")  # it is laid out; a second time takes as long as drawing it
     canvas.savefig(pixels, format="png", dpi=160, facecolor="white")
     return Figure(name, title, caption, vector.getvalue(), pixels.getvalue(), pa.Table.from_pylist(rows))
 

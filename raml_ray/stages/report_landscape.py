@@ -12,7 +12,7 @@ from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_figures import INK, Figure, finished
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
-from raml_ray.stages.report_measures import interval_table
+from raml_ray.stages.report_measures import counted, interval_table
 
 AROUND = {
     "middle": ("L-hat of the policy, nats", 2),
@@ -29,10 +29,12 @@ IN_PLACE = {
 RESAMPLES = 500
 LEVELS = 13
 """Contour lines."""
-AXES = {
-    "random": ("first random direction", "second random direction"),
-    "update": ("along -gradient, lengths of the update", "across it, lengths of the update"),
+DIRECTIONS = {
+    "random": ("along random direction 1", "along random direction 2"),
+    "update": ("along -gradient of L-hat", "towards the update, across -gradient"),
 }
+LENGTHS = {"filter": "norms of the weights' filters", "tensor": "norms of the weights' tensors"}
+"""Unit of a random plane's axes, by landscape.normalisation."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -57,48 +59,66 @@ def shown(run: Run) -> Shown:
             )
         rows = (step.folder / POINTS.name).read_tables("shard-", POINTS.schema).to_pylist()
         for plane in dict.fromkeys(row["plane"] for row in rows):
-            radii = sorted({row["radius"] for row in rows if row["plane"] == plane}, reverse=True)
-            for radius in radii:
-                mine = [row for row in rows if row["plane"] == plane and row["radius"] == radius]
-                figures.append(_figure(step, mine, plane, radius))
+            mine = [row for row in rows if row["plane"] == plane]
+            radii = sorted({row["radius"] for row in mine if row["kind"] == "grid"}, reverse=True)
+            figures += [_figure(step, mine, plane, radius, group) for radius in radii for group in groups]
     return Shown("Landscapes of L-hat", [], "".join(tables), figures)
 
 
-def _figure(step: StepResult, rows: Rows, plane: str, radius: float) -> Figure:
+def _figure(step: StepResult, rows: Rows, plane: str, radius: float, group: str) -> Figure:
     """Mean surfaces of one group behind its prefixes, from above and from the side, and a cut through the middle."""
-    group = "correct" if any(row["group"] == "correct" for row in rows) else rows[0]["group"]
-    grid = [row for row in rows if row["kind"] == "grid"]
-    shares = _shares([row for row in grid if row["group"] == group])
-    surfaces = [_surface([row for row in grid if row["group"] == group], share) for share in shares]
+    grid = [row for row in rows if row["kind"] == "grid" and row["radius"] == radius]
+    own = [row for row in grid if row["group"] == group]
+    shares = _shares(own)
+    surfaces = [_surface(own, share) for share in shares]
     levels = np.linspace(*_bounds(surfaces), LEVELS)
-    canvas, drawn = Canvas(figsize=(3.2 * (len(shares) + 1), 6.6)), list[dict[str, Any]]()
+    labels = _labels(plane, step.settings["landscape.normalisation"])
+    canvas, drawn = Canvas(figsize=(3.2 * (len(shares) + 1), 7.0)), list[dict[str, Any]]()
     places = canvas.add_gridspec(2, len(shares) + 1)
     above = []
     for index, (share, (x, y, values)) in enumerate(zip(shares, surfaces, strict=True)):
         above.append(canvas.add_subplot(places[0, index]))
         filled = above[-1].contourf(x, y, values.T, levels, cmap="viridis")
         above[-1].plot(0, 0, "+", color="white", markersize=9)
-        above[-1].set(aspect="equal", title=_name(share), xlabel=AXES[plane][0], ylabel="" if index else AXES[plane][1])
         if share == 0:
             for path in _paths(rows, group):
                 above[-1].plot(*path, color="#E69F00", linewidth=1, marker=".", markersize=3)
-        side = canvas.add_subplot(places[1, index], projection="3d")
-        side.plot_surface(*np.meshgrid(x, y, indexing="ij"), values, cmap="viridis", vmin=levels[0], vmax=levels[-1])
-        side.view_init(elev=35, azim=-60)
-        side.set_zlim(levels[0], levels[-1])
-        side.set(xlabel="first axis", ylabel="second axis")
-        side.set_title("L-hat, nats", fontsize=9, loc="center")
-        side.tick_params(labelsize=7)
+        limits = {"xlim": (x[0], x[-1]), "ylim": (y[0], y[-1])}
+        above[-1].set(aspect="equal", title=_name(share), xlabel=labels[0], ylabel="" if index else labels[1], **limits)
+        _side(canvas.add_subplot(places[1, index], projection="3d"), x, y, values, levels, labels)
         drawn += _rows_of("surface", share, x, y, values)
     canvas.colorbar(filled, ax=above, label="L-hat, nats per answer token", location="top", format="%.3g", aspect=50)
-    _cuts(canvas.add_subplot(places[0, -1]), grid, drawn)
+    _cuts(canvas.add_subplot(places[0, -1]), grid, drawn, labels[0])
     caption = (
-        f"Mean over {group} trajectories of L-hat behind none, more and all of the trajectory (columns), around the policy"
-        f" (+). {_of_plane(plane)} Right: a cut through the middle along the first axis, behind the whole trajectory, with"
-        " its 95 % bootstrap interval over trajectories."
+        f"Mean over {counted(own)} of L-hat behind none, more and all of the trajectory"
+        f" (columns), around the policy (+), from above and from the side. {_of_plane(plane)} Right: a cut through the middle"
+        " along the first axis, behind the whole trajectory, of both groups, with 95 % bootstrap intervals over trajectories."
     )
-    name = f"landscape_{step.name}_{plane}_{radius:g}".replace(".", "_")
-    return finished(name, f"L-hat around the policy: {plane} plane, radius {radius:g}", caption, canvas, drawn)
+    name = f"landscape_{step.name}_{plane}_{radius:g}_{group}".replace(".", "_")
+    title = f"L-hat around the policy: {plane} plane, radius {radius:g}, {group} trajectories"
+    return finished(name, title, caption, canvas, drawn)
+
+
+def _labels(plane: str, normalisation: str) -> tuple[str, str]:
+    """What the two axes are, and their unit."""
+    unit = "lengths of the update" if plane == "update" else LENGTHS[normalisation]
+    first, second = (f"{direction},\n{unit}" for direction in DIRECTIONS[plane])
+    return first, second
+
+
+def _side(
+    axis: Any, x: np.ndarray, y: np.ndarray, values: np.ndarray, levels: np.ndarray, labels: Sequence[str]
+) -> None:
+    """The surface from the side, with room for what its axes are."""
+    axis.plot_surface(*np.meshgrid(x, y, indexing="ij"), values, cmap="viridis", vmin=levels[0], vmax=levels[-1])
+    axis.view_init(elev=35, azim=-60)
+    axis.set_box_aspect(None, zoom=0.78)
+    axis.set_zlim(levels[0], levels[-1])
+    first, second = (label.replace(", ", ",\n") for label in labels)
+    axis.set_xlabel(first, fontsize=7, labelpad=3)
+    axis.set_ylabel(second, fontsize=7, labelpad=7)
+    axis.set_zlabel("L-hat, nats", fontsize=7, labelpad=1)
+    axis.tick_params(labelsize=7, pad=0)
 
 
 def _bounds(surfaces: Sequence[tuple[Any, Any, np.ndarray]]) -> tuple[float, float]:
@@ -108,10 +128,10 @@ def _bounds(surfaces: Sequence[tuple[Any, Any, np.ndarray]]) -> tuple[float, flo
 
 def _of_plane(plane: str) -> str:
     if plane == "random":
-        return "Axes are in units of the weights."
+        return "The directions are the same for all trajectories; a step of one unit is as long as the weights that it moves."
     return (
         "Axes are in units of the trajectory's update of W_v, which lies on the unit circle; orange lines are the real paths:"
-        " the updates of growing prefixes, projected. Along the gradient a step of one unit is as long as the update."
+        " the updates of growing prefixes, projected. Along -gradient a step of one unit is as long as the update."
     )
 
 
@@ -151,7 +171,7 @@ def _paths(rows: Rows, group: str) -> list[tuple[list[float], list[float]]]:
     return [([row["x"] for row in path], [row["y"] for row in path]) for path in ordered]
 
 
-def _cuts(axis: Any, rows: Rows, drawn: list[dict[str, Any]]) -> None:
+def _cuts(axis: Any, rows: Rows, drawn: list[dict[str, Any]], label: str) -> None:
     """L-hat along the first axis behind the whole trajectory, by group."""
     for group, colour in GROUP_COLOURS.items():
         cut: dict[str, dict[float, float]] = defaultdict(dict)
@@ -171,7 +191,7 @@ def _cuts(axis: Any, rows: Rows, drawn: list[dict[str, Any]]) -> None:
             bounds = {"lhat": mean, "low": float(low[index]), "high": float(high[index])}
             drawn.append({"panel": f"cut, {group}", "share": 1.0, "x": place, "y": 0.0} | bounds)
     axis.axvline(0, color=INK, linewidth=0.8)
-    axis.set(xlabel="first direction", ylabel="L-hat, nats per answer token", title="Cut")
+    axis.set(xlabel=label, ylabel="L-hat, nats per answer token", title="Cut")
     axis.legend(fontsize=8)
 
 

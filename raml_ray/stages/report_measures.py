@@ -1,6 +1,6 @@
 """What the pages of several instruments are made of: tables of intervals, whiskers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -14,7 +14,7 @@ RESAMPLES = 1000
 
 
 def cell(value: Mapping[str, float] | None, digits: int) -> str:
-    """`0.12 [0.08, 0.16]` of an interval as a summary holds it; the first entry is its middle."""
+    """`0.12 [0.08, 0.16]` of an interval as a summary holds it, as HTML; the first entry is its middle."""
     if value is None:
         return "-"
     middle, low, high = value.values()
@@ -41,6 +41,18 @@ def whiskers(axis: Axes, x: float, values: Sequence[float], colour: str, label: 
     error = [[max(found.mean - found.low, 0)], [max(found.high - found.mean, 0)]]
     axis.errorbar(x, found.mean, error, color=colour, label=label, marker=marker, markersize=5, capsize=2.5, ls="none")
     return list(found)
+
+
+def counted(rows: Iterable[Mapping[str, Any]]) -> str:
+    """`23 correct trajectories (12 questions), 24 wrong trajectories (11 questions)`, of rows that say whose they are."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for each in rows:
+        trajectories, questions = found.setdefault(each["group"], (set(), set()))
+        trajectories.add(each["trajectory_id"])
+        questions.add(each["question_id"])
+    return ", ".join(
+        f"{len(found[group][0])} {group} trajectories ({len(found[group][1])} questions)" for group in sorted(found)
+    )
 
 
 def point(panel: str, series: str, x: float, y: Sequence[float]) -> dict[str, Any]:

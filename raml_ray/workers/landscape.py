@@ -11,7 +11,7 @@ from raml_ray import records
 from raml_ray.formulas import landscape
 from raml_ray.formulas.landscape import Normalisation, Plane, Point
 from raml_ray.text.suffix import AnswerSuffix
-from raml_ray.workers.answer_loss import answer_loss
+from raml_ray.workers.answer_loss import answer_loss, answer_losses
 from raml_ray.workers.pseudo_update import value_patches
 from raml_ray.workers.traced_attention import attention_modules
 
@@ -99,7 +99,7 @@ def losses(
     weights = dict(model.named_parameters())
     for point in points:
         moved = landscape.moved(weights, plane.first, plane.second, point)
-        yield [float(answer_loss(model, prefix, suffix, moved)) for prefix in prefixes]
+        yield answer_losses(model, prefixes, suffix, moved).tolist()
 
 
 def changed(model: PreTrainedModel, change: Mapping[str, Tensor]) -> dict[str, Tensor]:

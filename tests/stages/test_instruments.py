@@ -233,14 +233,17 @@ def test_every_grid_point_is_measured_once_behind_every_prefix(tmp_path: Path) -
         ("t/random/0.5/5", False),
         ("t/update/2/0", True),
         ("t/update/2/5", False),
+        ("t/update/0.5/0", False),
+        ("t/update/0.5/5", False),
     ]
     points = [(each["plane"], each["x"], each["y"], each["prefix"]) for each in found if each["kind"] == "grid"]
-    assert len(points) == len(set(points)) == 2 * 9 * 2
+    # the two grids of the update plane share their middle
+    assert len(points) == 3 * 9 * 2 == len(set(points)) + 2
     middles = [each for each in found if each["kind"] == "grid" and each["x"] == each["y"] == 0]
     # the policy itself, on whatever plane
-    assert [each["prefix"] for each in middles] == [0, 11, 0, 11]
-    assert middles[0]["lhat"] == pytest.approx(middles[2]["lhat"])
-    assert middles[1]["lhat"] == pytest.approx(middles[3]["lhat"])
+    assert [each["prefix"] for each in middles] == [0, 11] * 3
+    for plane in (middles[2:4], middles[4:]):
+        assert [each["lhat"] for each in plane] == pytest.approx([each["lhat"] for each in middles[:2]])
 
 
 def test_a_trajectory_has_a_path_and_rivals_on_its_own_plane_alone(tmp_path: Path) -> None:
@@ -443,8 +446,9 @@ def test_instruments_measure_what_a_run_has_made_and_the_page_shows_it(cluster: 
         )
     )
     assert [figure.name for figure in surfaces.figures] == [
-        "landscape_landscape_random_0_5",
-        "landscape_landscape_update_2",
+        "landscape_landscape_random_0_5_correct",
+        "landscape_landscape_update_2_correct",
+        "landscape_landscape_update_0_5_correct",
     ]
     assert panels(surfaces) == {"surface", "cut, correct"}
     assert "its update in its place" in surfaces.tables

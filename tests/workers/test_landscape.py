@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from raml_ray.formulas import landscape as formulas
 from raml_ray.formulas.landscape import Point
 from raml_ray.workers import landscape, probe
-from raml_ray.workers.answer_loss import answer_loss
+from raml_ray.workers.answer_loss import answer_loss, answer_losses
 from raml_ray.workers.probe_text import Probe
 from tests.workers.test_probe import SUFFIX, TOKENS, policy
 
@@ -31,7 +31,8 @@ def test_the_middle_is_the_policy_and_the_policy_stays_as_it_was(dtype: torch.dt
     prefixes = [PROMPT, TOKENS]
     points = [Point(1.0, 0.0), Point(0.0, 0.0), Point(0.0, 1.0), Point(0.0, 0.0)]
     far, middle, other, again = landscape.losses(model, plane, points, prefixes, SUFFIX)
-    assert middle == again == pytest.approx([answer_loss(model, prefix, SUFFIX).item() for prefix in prefixes])
+    with torch.no_grad():
+        assert middle == again == answer_losses(model, prefixes, SUFFIX).tolist()
     assert abs(far[0] - middle[0]) > 1e-3 < abs(other[1] - middle[1])
     assert all(torch.equal(one, two) for one, two in zip(before, bits(model), strict=True))
 
@@ -45,6 +46,16 @@ def test_losses_are_those_of_a_policy_that_has_the_moved_weights() -> None:
                 parameter += 0.5 * plane.first[name] - 0.25 * plane.second[name]
     ((expected,),) = probe.answer_nll(model, [Probe(TOKENS, [len(TOKENS)], [SUFFIX])], memory_mib=64)
     assert found == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_losses_of_one_pass_are_those_of_a_pass_for_each_prefix() -> None:
+    for model in (grouped(), policy("mistral", sliding_window=8)):
+        prefixes = [TOKENS, PROMPT, TOKENS[:11]]
+        with torch.no_grad():
+            together = answer_losses(model, prefixes, SUFFIX)
+            apart = [answer_loss(model, prefix, SUFFIX).item() for prefix in prefixes]
+        assert together.tolist() == pytest.approx(apart, abs=1e-5)
+        assert len(set(apart)) == 3
 
 
 def test_embeddings_and_the_output_head_stay_where_they_are() -> None:
