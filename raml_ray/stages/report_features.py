@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
 from raml_ray.stages.report_data import Run, StepResult
-from raml_ray.stages.report_figures import INK, OTHER_COLOURS, Figure, finished
+from raml_ray.stages.report_figures import INK, MARKERS, OTHER_COLOURS, Figure, finished
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_measures import interval_table, point
 
@@ -24,7 +24,6 @@ ANSWERED = {
     "excess": ("random less probe's", 2),
 }
 PALETTE = ("#0072B2", "#E69F00", "#009E73", *OTHER_COLOURS)
-MARKERS = "os^Dv<>P"
 MOST_CHARS = 16
 """Of a domain's name."""
 
@@ -120,8 +119,12 @@ def _figure(step: StepResult) -> Figure:
         axis.set_xticks([int(layer) for layer in found["probes"]])
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=7)
+    held_out = ", ".join(
+        f"{of['results_held_out']} results of {of['held_out']} questions of {_short(name)}"
+        for name, of in found["domains"].items()
+    )
     caption = (
-        "Left: accuracy of linear probes for a partial result, at the token before it, trained on one domain and tested on"
+        f"Tested on {held_out}. Left: accuracy of linear probes for a partial result, at the token before it, trained on one domain and tested on"
         " another (trained -> tested); dotted: the most frequent class. Right: greedy accuracy with a random subspace taken out"
         " of a layer's output, less that with the probe's subspace (probe of -> questions of), paired by question. Whiskers:"
         " 95 % bootstrap intervals over questions."

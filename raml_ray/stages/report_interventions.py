@@ -38,7 +38,7 @@ def shown(run: Run) -> Shown:
             (f"{group}, {_behind(name)}", found[name]) for group, found in groups.items() for name in _horizons(found)
         ]
         tables.append(interval_table(f"{step.name}: change of L-hat, nats", COLUMNS, listed))
-        counts = ", ".join(f"{found['num_words']} words of {found['num']} {group}" for group, found in groups.items())
+        counts = _counts(groups)
         tables.append(
             f'<p class="note">Against the same place without a word; {counts or "no word had a partner"} trajectories. Means'
             " over each trajectory's words with 95 % bootstrap intervals over trajectories.</p>\n"
@@ -64,6 +64,10 @@ def _pairs(step: StepResult) -> str:
         "worst",
     ]
     return table(heads, body)
+
+
+def _counts(groups: Mapping[str, Any]) -> str:
+    return ", ".join(f"{found['num_words']} words of {found['num']} {group}" for group, found in groups.items())
 
 
 def _continued(step: StepResult, groups: Mapping[str, Any]) -> str:
@@ -110,7 +114,7 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
     axes[0].set_ylim(len(NAMES) - 0.5, -0.5)
     axes[0].legend(fontsize=8)
     caption = (
-        "Above the dotted line: what a word does to L-hat, and to the accuracy of continuations that are sampled behind it,"
+        f"{_counts(groups)} trajectories. Above the dotted line: what a word does to L-hat, and to the accuracy of continuations that are sampled behind it,"
         " against the same place without it; below: effects of word and"
         " place, and their interaction, which is 0 where the two add up. Whiskers: 95 % bootstrap intervals over trajectories."
     )

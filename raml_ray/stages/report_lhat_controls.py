@@ -66,8 +66,9 @@ def controlled(step: StepResult, curves: Sequence[Curve]) -> Figure:
             axis.legend(fontsize=8)
         else:
             axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center")
+    questions = len({curve.question_id for curve in curves})
     caption = (
-        "Means over trajectories, each at its own share of the prefixes that do not hold the probed answer yet, with 95 %"
+        f"Means over trajectories (their number in brackets) of {questions} questions, each at its own share of the prefixes that do not hold the probed answer yet, with 95 %"
         " bootstrap intervals over trajectories (shaded). Descent toward the answer would lower the blue line and not the"
         " green and grey ones, and raise the margin. Bottom right: the tokens around the place where the answer is first"
         " written, in correct trajectories and where it is spliced into trajectories of other questions: what both lose"

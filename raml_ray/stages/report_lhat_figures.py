@@ -45,7 +45,7 @@ def as_drawn(step: StepResult, curves: Sequence[Curve], alpha: float) -> Figure:
         axis.tick_params(axis="x", pad=9)
         axis.set_xlim(0, 1)
     caption = (
-        f"Probed: {probed(step, curves)}. Faint: single trajectories. Bold: their mean over the normalised position,"
+        f"{len({curve.question_id for curve in curves})} questions. Probed: {probed(step, curves)}. Faint: single trajectories. Bold: their mean over the normalised position,"
         f" with its 95 % bootstrap interval over trajectories (shaded). Ticks under the axis: where the answer is first"
         f" written. {_paper_caption(step)}"
     )

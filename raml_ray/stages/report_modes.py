@@ -83,8 +83,9 @@ def _figure(step: StepResult, modes: Mapping[str, Any]) -> Figure:
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.legend(fontsize=8)
+    questions = max((one["questions"] for one in modes.values()), default=0)
     caption = (
-        "Accuracy against the mean length of responses, of the same questions in every mode. Whiskers: 95 % bootstrap"
+        f"Accuracy against the mean length of responses, of the same {questions} questions in every mode ({step.figures['num']} recorded trajectories). Whiskers: 95 % bootstrap"
         " intervals over questions, of both."
     )
     return finished(f"modes_{step.name}", f"Accuracy against tokens ({step.name})", caption, canvas, drawn)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
@@ -14,7 +15,7 @@ from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_figures import INK, Figure, finished
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_lhat_figures import GROUP_COLOURS
-from raml_ray.stages.report_measures import interval_table, point
+from raml_ray.stages.report_measures import RESAMPLES, counted, interval_table, point
 from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, level_for, measured
 
 COLUMNS = {
@@ -52,7 +53,7 @@ def shown(run: Run) -> Shown:
         if any(category == REFLECTION for found in groups.values() for category in found["categories"]):
             claims.append(_reflects(step, rows, run.config))
         if groups:
-            figures.append(_figure(step, groups))
+            figures.append(_figure(step, groups, rows))
     return Shown("Words by their role", claims, "".join(tables), figures)
 
 
@@ -93,7 +94,7 @@ def _reflects(step: StepResult, rows: Sequence[Mapping[str, Any]], config: Confi
     return answered("reflection-moves-lhat", measurements, few if num < MIN_QUESTIONS else "")
 
 
-def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
+def _figure(step: StepResult, groups: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Figure:
     canvas = Canvas(figsize=(10.5, 4.2))
     plain, matched, paper = canvas.subplots(1, 3)
     drawn: list[dict[str, Any]] = []
@@ -117,26 +118,48 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
     plain.set_title("Over a word")
     plain.legend(fontsize=8)
     matched.set_title("Less that at like places")
-    _paper(paper, groups, drawn)
+    _paper(paper, groups, rows, drawn)
     caption = (
-        "Left: medians over words before the answer is written; middle: means of what they do beyond like places; whiskers"
-        " 95 % bootstrap intervals over trajectories; below zero L-hat falls. Right: the paper's statistic as its notebook has it: |change| / L-hat,"
-        " over one token for the average and over one more than the word's for words, the answer's tokens included, but of"
-        " the thinking's last tokens as many left out as the answer suffix has; bars are means of correct trajectories with"
-        " the number of values, and heavy tails make them what they are."
+        f"{counted(rows)}. Left: medians over words before the answer is written; middle: means of what they do beyond like"
+        " places; whiskers 95 % bootstrap intervals over trajectories; below zero L-hat falls. Right: the paper's statistic as"
+        " its notebook has it: |change| / L-hat, over one token for the average and over one more than the word's for words,"
+        " the answer's tokens included, but of the thinking's last tokens as many left out as the answer suffix has; bars are"
+        " means of correct trajectories with the number of values and 95 % bootstrap intervals over trajectories, and heavy"
+        " tails make them what they are."
     )
     return finished(f"roles_{step.name}", f"What words do to L-hat ({step.name})", caption, canvas, drawn)
 
 
-def _paper(axis: Any, groups: Mapping[str, Any], drawn: list[dict[str, Any]]) -> None:
+def _paper(
+    axis: Any, groups: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], drawn: list[dict[str, Any]]
+) -> None:
     """Bars of the paper's means, on its log axis."""
-    found = groups["correct" if "correct" in groups else next(iter(groups))]["paper"]
-    bars = {word: entry for word, entry in found.items() if entry["mean"]}
+    group = "correct" if "correct" in groups else next(iter(groups))
+    mine = [row for row in rows if row["group"] == group]
+    bars = {word: entry for word, entry in groups[group]["paper"].items() if entry["mean"]}
     for place, (word, entry) in enumerate(bars.items()):
-        axis.barh(place, entry["mean"], color="#8c8c8c" if word == "average" else "#0072B2", height=0.6)
-        axis.annotate(f" {entry['mean']:.2g} (n={entry['num']})", (entry["mean"], place), va="center", fontsize=8)
-        drawn.append(point("paper", word, place, [entry["mean"]]))
+        low, high = _pooled([_changes(row, word) for row in mine])
+        error = [[max(entry["mean"] - low, 0)], [max(high - entry["mean"], 0)]]
+        colour = "#8c8c8c" if word == "average" else "#0072B2"
+        axis.barh(place, entry["mean"], xerr=error, color=colour, ecolor=INK, capsize=2.5, height=0.6)
+        axis.annotate(f" {entry['mean']:.2g} (n={entry['num']})", (high, place), va="center", fontsize=8)
+        drawn.append(point("paper", word, place, [entry["mean"], low, high]))
     axis.set_yticks(range(len(bars)), list(bars))
     axis.set_ylim(len(bars) - 0.5, -0.5)
     axis.set(title="The paper's statistic", xscale="log", xlabel="mean of |change| / L-hat before")
     axis.margins(x=0.35)
+
+
+def _changes(row: Mapping[str, Any], word: str) -> list[float]:
+    """Of one trajectory what the paper's mean of that word is over."""
+    if word == "average":
+        return list(row["paper_changes"])
+    return [each["change"] for each in row["paper_words"] if each["word"] == word]
+
+
+def _pooled(by_trajectory: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The 95 % bootstrap interval, over trajectories, of the mean of all their values."""
+    sums, counts = (np.array([of(values) for values in by_trajectory if values], dtype=float) for of in (sum, len))
+    drawn = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
+    return float(low), float(high)

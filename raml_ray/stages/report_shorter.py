@@ -129,8 +129,12 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
         axis.yaxis.set_major_formatter(PercentFormatter(1))
     axes[0].set_ylabel("accuracy of answers behind it")
     axes[0].legend(fontsize=8, loc="upper left")
+    numbers = ", ".join(
+        f"{max(one['trajectories'] for way in found['ways'].values() for one in way.values())} {group}"
+        for group, found in groups.items()
+    )
     caption = (
-        "Accuracy of answers sampled behind what is left of a trajectory's thinking. Whiskers: 95 % bootstrap intervals over"
+        f"{numbers} trajectories. Accuracy of answers sampled behind what is left of a trajectory's thinking. Whiskers: 95 % bootstrap intervals over"
         " questions. Points beside the lines are as long as a summary."
     )
     return finished(f"shorter_{step.name}", f"Shortened trajectories ({step.name})", caption, canvas, drawn)

@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from raml_ray.formulas.metrics import Interval
 from raml_ray.stages.report_data import METRICS, Evaluation, Run
-from raml_ray.stages.report_figures import OTHER_COLOURS, Figure, finished, metric_names
+from raml_ray.stages.report_figures import MARKERS, OTHER_COLOURS, Figure, finished, metric_names
 from raml_ray.stages.report_instruments import Shown
 from raml_ray.stages.report_seeds import seeds_interval
 from raml_ray.stages.report_sweep_time import spent
@@ -143,8 +143,9 @@ def _drawn(cells: Sequence[Cell], settings: Sequence[str], names: Mapping[str, s
         axis.set_xlabel(settings[0] if settings else "")
     handles, labels = panels[0][0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside upper left", ncols=3)
+    seeds = sorted({len(cell.by_seed[metric]) for cell in cells for metric in DRAWN})
     caption = (
-        "Points: single seeds. Lines: their mean; whiskers: its 95 % interval over seeds (Student's t), or, of one seed,"
+        f"Points: single seeds ({' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} each). Lines: their mean; whiskers: its 95 % interval over seeds (Student's t), or, of one seed,"
         " over questions (bootstrap)."
     )
     name = f"sweep_{grid}" if grid else "sweep"
@@ -168,7 +169,7 @@ def _line(
         error,
         color=colour,
         capsize=2.5,
-        marker="o",
+        marker=MARKERS[index % len(MARKERS)],
         label=label,
     )
     for x, cell, value in drawn:
