@@ -1,6 +1,6 @@
 """The page's part on real updates: whether a trajectory's pseudo-update is anything that training would do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from raml_ray.stages.instruments.real_updates import CHANGE, CHANGES, PAIRS, les
 from raml_ray.stages.report_data import Run, StepResult
 from raml_ray.stages.report_figures import INK, Figure, finished
 from raml_ray.stages.report_instruments import Shown
-from raml_ray.stages.report_measures import interval_table, point
+from raml_ray.stages.report_measures import counted, interval_table, point
 from raml_ray.stages.report_outcomes import MIN_QUESTIONS, Claim, level_for, measured
 from raml_ray.workers.real_updates import KINDS
 
@@ -48,7 +48,7 @@ def shown(run: Run) -> Shown:
     for step in run.of_instrument("real_updates"):
         groups = {name: found for name, found in step.figures["groups"].items() if found["num"]}
         for group, found in groups.items():
-            pairs = [(f"{NAMES[a]}, {NAMES[b]}", found["cosines"][f"{a}_{b}"]) for a, b in PAIRS]
+            pairs = [(_pair(pair, ", "), found["cosines"]["_".join(pair)]) for pair in PAIRS]
             effects = [(NAMES[kind], found["effects"][kind]) for kind in KINDS]
             tokens = [(NAMES[kind], found["tokens"][kind]) for kind in KINDS]
             tables.append(
@@ -61,7 +61,7 @@ def shown(run: Run) -> Shown:
         if groups:
             rows = (step.folder / CHANGES.name).read_tables("shard-", CHANGE).to_pylist()
             claims.append(_is_training(step, rows, run.config))
-            figures.append(_figure(step, groups))
+            figures.append(_figure(step, groups, rows))
     return Shown("Pseudo-updates and real ones", claims, "".join(tables), figures)
 
 
@@ -89,41 +89,25 @@ def _is_training(step: StepResult, rows: Rows, config: Config) -> Claim:
     return answered("pseudo-update-is-training", measurements, few if num < MIN_QUESTIONS else "")
 
 
-def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
-    """Of correct trajectories, where there are any."""
-    group = "correct" if "correct" in groups else next(iter(groups))
-    found = groups[group]
-    canvas, drawn = Canvas(figsize=(11, 3.9)), list[dict[str, Any]]()
-    cosines, effects, transfer = canvas.subplots(1, 3)
-    labels = [f"{NAMES[one]},\n{NAMES[other]}" for one, other in PAIRS]
-    for place, (one, other) in enumerate(PAIRS):
-        for shift, (name, style) in enumerate(_NULLS.items()):
-            value = found["cosines"][f"{one}_{other}"][name]
-            drawn += _point(cosines, place + 0.2 * (shift - 1), value, style, place == 0, f"direction: {labels[place]}")
-    cosines.set_xticks(range(len(PAIRS)), labels, fontsize=7)
-    cosines.set(title="Direction", ylabel="cosine of the changes of W_v")
-    for place, kind in enumerate(KINDS):
-        of = found["effects"][kind]
-        for shift, (name, style) in enumerate(_EFFECTS.items()):
-            drawn += _point(effects, place + 0.2 * (shift - 1), of[name], style, place == 0, f"effect: {kind}")
-    for name, line in (("without", ":"), ("with", "--")):
-        effects.axhline(found[name]["mean"], color=INK, linewidth=0.9, linestyle=line, label=f"{name} the trajectory")
-    effects.set(title="Effect", ylabel="L-hat without the trajectory,\nnats per answer token")
-    for place, kind in enumerate(KINDS):
-        values = {"own token": found["tokens"][kind]["fall_first"], "other tokens": found["tokens"][kind]["fall_rest"]}
-        values |= {"other questions": found["effects"][kind]["fall_others"]}
-        for shift, (name, style) in enumerate(_TRANSFERS.items()):
-            x = place + 0.2 * (shift - 1)
-            drawn += _point(transfer, x, values[name], style, place == 0, f"transfer: {kind}")
-    transfer.set(title="Transfer", ylabel="fall of the loss, nats per token")
-    for axis in (effects, transfer):
-        axis.set_xticks(range(len(KINDS)), [NAMES[kind] for kind in KINDS], fontsize=8)
-    for axis in (cosines, transfer):
-        axis.axhline(0, color=INK, linewidth=0.8)
-    for axis in (cosines, effects, transfer):
+def _figure(step: StepResult, groups: Mapping[str, Any], rows: Rows) -> Figure:
+    """A row of panels for each group."""
+    canvas, drawn = Canvas(figsize=(11, 3.5 * len(groups) + 0.4)), list[dict[str, Any]]()
+    panels = canvas.subplots(len(groups), 3, sharex="col", sharey="col", squeeze=False)
+    for (group, found), (cosines, effects, transfer) in zip(groups.items(), panels, strict=True):
+        mine = [*_cosines(cosines, found), *_effects(effects, found), *_transfers(transfer, found)]
+        drawn += [each | {"group": group} for each in mine]
+        for axis, title in ((cosines, "direction"), (effects, "effect"), (transfer, "transfer")):
+            axis.set_title(f"{group.capitalize()}: {title}")
+        cosines.set_ylabel("cosine of the changes of W_v")
+        effects.set_ylabel("L-hat without the trajectory,\nnats per answer token")
+        transfer.set_ylabel("fall of the loss, nats per token")
+    for axis in panels[-1]:
         axis.legend(fontsize=7)
+    panels[-1][0].set_xticks(range(len(PAIRS)), [_pair(pair, ",\n") for pair in PAIRS], fontsize=7)
+    for axis in panels[-1][1:]:
+        axis.set_xticks(range(len(KINDS)), [NAMES[kind] for kind in KINDS], fontsize=8)
     caption = (
-        f"Changes of W_v that stand in for a trajectory ({found['num']} {group} ones): its pseudo-update, SGD on its"
+        f"Changes of W_v that stand in for a trajectory ({counted(rows)}): its pseudo-update, SGD on its"
         " question's answer, and an adapter distilled from the policy that has read it. Left: cosines of two of them, of one"
         " with another question's, and of a random change. Middle: L-hat with the change, with a random one of its length,"
         " and with it at the pseudo-update's length. Right: what a change made for the answer's first token does to that"
@@ -131,6 +115,36 @@ def _figure(step: StepResult, groups: Mapping[str, Any]) -> Figure:
         " intervals over questions."
     )
     return finished(f"real_updates_{step.name}", f"Pseudo-updates and real ones ({step.name})", caption, canvas, drawn)
+
+
+def _pair(pair: tuple[str, str], between: str) -> str:
+    return between.join(NAMES[kind] for kind in pair)
+
+
+def _cosines(axis: Axes, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for place, pair in enumerate(PAIRS):
+        values, panel = found["cosines"]["_".join(pair)], f"direction: {_pair(pair, ', ')}"
+        for shift, (name, style) in enumerate(_NULLS.items()):
+            yield from _point(axis, place + 0.2 * (shift - 1), values[name], style, place == 0, panel)
+    axis.axhline(0, color=INK, linewidth=0.8)
+
+
+def _effects(axis: Axes, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for place, kind in enumerate(KINDS):
+        values, panel = found["effects"][kind], f"effect: {kind}"
+        for shift, (name, style) in enumerate(_EFFECTS.items()):
+            yield from _point(axis, place + 0.2 * (shift - 1), values[name], style, place == 0, panel)
+    for name, line in (("without", ":"), ("with", "--")):
+        axis.axhline(found[name]["mean"], color=INK, linewidth=0.9, linestyle=line, label=f"{name} the trajectory")
+
+
+def _transfers(axis: Axes, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for place, kind in enumerate(KINDS):
+        values = {"own token": found["tokens"][kind]["fall_first"], "other tokens": found["tokens"][kind]["fall_rest"]}
+        values |= {"other questions": found["effects"][kind]["fall_others"]}
+        for shift, (name, style) in enumerate(_TRANSFERS.items()):
+            yield from _point(axis, place + 0.2 * (shift - 1), values[name], style, place == 0, f"transfer: {kind}")
+    axis.axhline(0, color=INK, linewidth=0.8)
 
 
 _NULLS = {

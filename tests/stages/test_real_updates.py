@@ -101,17 +101,17 @@ def test_figures_are_means_over_trajectories_of_a_question_then_over_questions()
     assert found["effects"]["lora"]["lhat"] is None
 
 
-def step_of(tmp_path: Path, rows: list[chosen.Row]) -> report_data.StepResult:
-    """A finished step with these rows of correct trajectories."""
+def step_of(tmp_path: Path, rows: list[chosen.Row], wrong: list[chosen.Row] | None = None) -> report_data.StepResult:
+    """A finished step with these rows of correct trajectories, and these of wrong ones."""
     step = Step(name="real", stage="analyze", overrides={"analyze.instrument": "real_updates"})
     context = contexts.context(tmp_path / "run", step)
     table = real_updates.CHANGES
-    whole = [each | {"group": "correct"} for each in rows]
+    groups = {"correct": rows, "wrong": wrong or []}
+    whole = [each | {"group": group} for group, mine in groups.items() for each in mine]
     Folder(f"{context.folder.path}/{table.name}").write_table(
         "shard-000000.parquet", chosen.records.table(whole, table.schema)
     )
-    groups = {"correct": real_updates.figures(whole, 0), "wrong": real_updates.figures([], 0)}
-    return finished(context, {"groups": groups})
+    return finished(context, {"groups": {group: real_updates.figures(mine, 0) for group, mine in groups.items()}})
 
 
 def test_the_page_decides_by_questions_and_shows_the_nulls(tmp_path: Path) -> None:
@@ -137,6 +137,22 @@ def test_the_page_decides_by_questions_and_shows_the_nulls(tmp_path: Path) -> No
     assert "L-hat is 4.00 nats without the trajectory and 0.50 with it" in found.tables
     assert "first token" in found.tables
     assert {panel.split(":")[0] for panel in panels(found)} == {"direction", "effect", "transfer"}
+
+
+def test_the_figure_shows_wrong_trajectories_under_correct_ones(tmp_path: Path) -> None:
+    def made(lhat: float) -> list[chosen.Row]:
+        by_kind = dict.fromkeys(("pseudo", "sgd", "lora"), (lhat, 0.4, 0.1))
+        noise = {f"noise_{kind}": (4.0, 0.0, 0.0) for kind in by_kind}
+        return changes("q", "t", "answer", none=(4.0, 0.0, 0.0), trajectory=(0.5, 0.0, 0.0), **by_kind, **noise)
+
+    (figure,) = shown(step_of(tmp_path, made(2.0), made(3.0))).figures
+    effects = {
+        row["group"]: row["y"]
+        for row in figure.rows.to_pylist()
+        if (row["panel"], row["series"]) == ("effect: sgd", "the change")
+    }
+    assert effects == {"correct": 2.0, "wrong": 3.0}
+    assert "1 correct trajectories (1 questions), 1 wrong trajectories (1 questions)" in figure.caption
 
 
 def test_half_precision_is_refused_for_these_updates_too() -> None:
