@@ -292,6 +292,9 @@ class TrainConfig(Settings):
     """Restarts of the worker group from its last checkpoint."""
     max_skipped_in_a_row: int = Field(3, ge=1)
     """Optimizer steps left out one after the other, since loss or gradient were not finite, that end the step."""
+    max_skipped_fraction: float = Field(0.01, ge=0, le=1)
+    """Share of all optimizer steps so far, those before a restart included, that may be left out; more end the step, once
+    they are more than max_skipped_in_a_row in number."""
     probe_every: int = Field(0, ge=0)
     """Optimizer steps (SFT) or policy versions (GRPO) between looks at L-hat on fixed trajectories; 0 is off."""
     probe_data: str = ""

@@ -74,6 +74,7 @@ LIMITS = frozenset(
         "train.node_labels",
         "train.peak_tflops",
         "train.placement",
+        "train.max_skipped_fraction",
         "train.max_skipped_in_a_row",
         "train.probe_data",
         "train.probe_every",

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from raml_ray import stopping
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS, RESTARTS = "checkpoints", "restarts.json"
+UPDATES = "updates"
+"""What a checkpoint remembers beside the origin: how many optimizer steps were made and left out."""
 
 
 class Leaving(Exception):
@@ -42,7 +45,9 @@ class Course:
         found = checkpoints.load(folder.file(CHECKPOINTS), learner.state())
         if found:
             learner.refresh()
-        if found and (changed := changes(found.extra, self._origin)):
+        was = dict(found.extra) if found else {}
+        learner.updates = replace(learner.updates, **was.pop(UPDATES, {}))
+        if found and (changed := changes(was, self._origin)):
             raise ConfigError(
                 f"{folder.file(CHECKPOINTS)} was made with something else:\n  " + "\n  ".join(changed) + "\n"
                 f"start it anew with --redo {folder.name}"
@@ -90,5 +95,6 @@ class Course:
     def save(self, step: int) -> None:
         """Raises: checkpoints.CannotSave, on all ranks alike."""
         if step > self._saved:
-            checkpoints.save(self._folder.file(CHECKPOINTS), step, self._learner.state(), self._origin, keep=self._keep)
+            extra = {**self._origin, UPDATES: asdict(self._learner.updates)}
+            checkpoints.save(self._folder.file(CHECKPOINTS), step, self._learner.state(), extra, keep=self._keep)
             self._saved = step

@@ -76,7 +76,7 @@ def update(
         "grpo/learning_rate": settings.learning_rate,
         "grpo/updated_tokens": totals["tokens"],
         "grpo/empty_minibatches": float(num_empty),
-        "grpo/skipped_steps": float(policy.num_skipped),
+        "grpo/skipped_steps": float(policy.updates.skipped),
         "time/logprobs_s": logprobs_s,
     }
     return metrics | ({"grpo/kl": sums.get("ref_kl", 0.0) / tokens} if settings.kl_coefficient else {})

@@ -88,7 +88,7 @@ def train(
             "sft/loss": loss,
             "sft/learning_rate": rate,
             "sft/grad_norm": update.grad_norm,
-            "sft/skipped_steps": float(policy.num_skipped),
+            "sft/skipped_steps": float(policy.updates.skipped),
             "sft/epoch": (step + 1) / steps.steps_per_epoch,
             "sft/tokens_per_s": policy.total(sum(len(example) for example in mine)) / (time.perf_counter() - started),
         }

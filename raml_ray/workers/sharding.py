@@ -41,6 +41,20 @@ class Update(NamedTuple):
 
 
 @dataclass(slots=True)
+class Updates:
+    """Optimizer steps so far, those that a checkpoint remembers included."""
+
+    asked: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+    def note(self, skipped: bool) -> None:
+        self.asked += 1
+        self.skipped += skipped
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+
+
+@dataclass(slots=True)
 class Work:
     """What went through a policy on this rank, for `meter`."""
 
@@ -68,8 +82,7 @@ class Sharded(ABC):
         self._settings = settings
         self.device = device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.num_skipped = 0
-        self.num_skipped_in_a_row = 0
+        self.updates = Updates()
         self.work = Work()
 
     @property
@@ -116,8 +129,7 @@ class Sharded(ABC):
         """One AdamW step on the accumulated gradient, clipped to train.grad_clip; skipped if that is not finite."""
         grad_norm = self._step(learning_rate)
         skipped = not math.isfinite(grad_norm)
-        self.num_skipped += skipped
-        self.num_skipped_in_a_row = self.num_skipped_in_a_row + 1 if skipped else 0
+        self.updates.note(skipped)
         return Update(grad_norm, skipped)
 
     @abstractmethod

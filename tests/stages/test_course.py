@@ -61,6 +61,18 @@ def test_who_is_asked_to_leave_saves_the_step_first(learner: sharding.Sharded, t
     assert course(learner, tmp_path).start_step == 2
 
 
+def test_what_was_left_out_is_counted_over_lives_also_where_one_left_right_behind_it(
+    learner: sharding.Sharded, tmp_path: Path
+) -> None:
+    first = course(learner, tmp_path)
+    for skipped in (True, False, True):
+        learner.updates.note(skipped)
+    first.save(3)
+    learner.updates = sharding.Updates()
+    again = course(learner, tmp_path)
+    assert (again.start_step, learner.updates) == (3, sharding.Updates(asked=3, skipped=2, skipped_in_a_row=1))
+
+
 def test_a_checkpoint_of_other_settings_is_refused_with_what_changed(learner: sharding.Sharded, tmp_path: Path) -> None:
     course(learner, tmp_path).save(1)
     with pytest.raises(ConfigError, match=r"sft\.batch_size: 64 -> 32\n.*--redo"):

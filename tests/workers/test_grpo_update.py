@@ -19,6 +19,7 @@ from raml_ray.workers import (
     grpo_update,
     lhat_descent,
     probe,
+    probe_text,
     sharding,
     skipped_batches,
 )
@@ -278,7 +279,7 @@ def test_the_descent_is_the_probes(two_ranks: list[dict[str, Any]]) -> None:
         assert math.isnan(alone[question][0])
         for place, row in enumerate(group[1:], start=1):
             ids = row.prompt_token_ids + row.token_ids[:2]
-            asked = Probe(ids, [len(row.prompt_token_ids), len(ids)], [suffix])
+            asked = probe_text.Probe(ids, [len(row.prompt_token_ids), len(ids)], [suffix])
             ((curve,),) = probe.answer_nll(tiny.model(), [asked], memory_mib=64)
             assert alone[question][place] == pytest.approx(curve[0] - curve[-1], abs=1e-5)
     for rank in two_ranks:

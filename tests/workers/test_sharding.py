@@ -113,7 +113,7 @@ def poisoned() -> tuple[bool, int, bool, bool]:
     unchanged = all(torch.equal(tensor, before[name]) for name, tensor in learner.full_tensors())
     accumulated(learner, EXAMPLES, 10_000)
     second = learner.step(0.1)
-    return first.skipped, learner.num_skipped, unchanged, second.skipped or learner.num_skipped_in_a_row > 0
+    return first.skipped, learner.updates.skipped, unchanged, second.skipped or learner.updates.skipped_in_a_row > 0
 
 
 def test_gathered_weights_are_the_models_by_the_models_names_on_rank_0() -> None:

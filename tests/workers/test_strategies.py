@@ -145,7 +145,7 @@ def poisoned(learner: Sharded) -> tuple[bool, bool, bool]:
     test_sharding.accumulated(learner, test_sharding.EXAMPLES, 10_000)
     second = learner.step(0.1)
     moved = any(not torch.equal(tensor, before[name]) for name, tensor in learner.full_tensors())
-    return first.skipped, unchanged, not second.skipped and moved and learner.num_skipped_in_a_row == 0
+    return first.skipped, unchanged, not second.skipped and moved and learner.updates.skipped_in_a_row == 0
 
 
 def variance(learner: Sharded, limits: TrainConfig) -> dict[str, float]:
