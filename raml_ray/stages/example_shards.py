@@ -5,6 +5,7 @@ decided in between; `write` takes the chosen ones from there. A task holds one s
 the driver neither. What is in which shard depends on the order of the examples alone, not on how many tasks run.
 """
 
+import hashlib
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ PIECES = "pieces"
 ROWS_PER_GROUP = 64
 """Of a shard's row groups: what a reader holds besides the rows that it wants."""
 
-INDEX = pa.schema([("shard", pa.string()), ("tokens", pa.int32())])
+INDEX = pa.schema([("shard", pa.string()), ("digest", pa.string()), ("tokens", pa.int32())])
 """One row per example, in the order of the set."""
 TOKENS = pa.list_(pa.int32())
 PIECE = pa.schema(
@@ -80,13 +81,30 @@ class Encoded(NamedTuple):
     is to be marked and was not found."""
 
 
+class Shard(NamedTuple):
+    """One file of a training set."""
+
+    name: str
+    digest: str
+    """Of every example's tokens and marks, in their order."""
+    lengths: np.ndarray
+    """(its examples,) int32: tokens of prompt and response."""
+
+
 class Index(NamedTuple):
     """The shards of a training set."""
 
     names: tuple[str, ...]
+    digests: tuple[str, ...]
     rows: tuple[int, ...]
     lengths: np.ndarray
     """(examples,) int32: tokens of prompt and response."""
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard]) -> "Index":
+        """The shards in this order."""
+        names, digests, lengths = zip(*shards, strict=True)
+        return cls(names, digests, tuple(map(len, lengths)), np.concatenate(lengths))
 
 
 def encode(folder: Folder, sources: Sequence[Source], encoding: Encoding, most: int) -> list[Encoded]:
@@ -126,9 +144,9 @@ def write(
             groups[shard].append((piece, row_group))
     names = [f"shard-{number:06d}.parquet" for number in sorted(groups)]
     jobs = [(pieces, groups[number], examples, name) for number, name in zip(sorted(groups), names, strict=True)]
-    lengths = list(over(_gather, jobs, most))
+    shards = list(over(_gather, jobs, most))
     pieces.remove()
-    return Index(tuple(names), tuple(map(len, lengths)), np.concatenate(lengths))
+    return Index.of(shards)
 
 
 def over(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], most: int) -> Iterator[Any]:
@@ -205,8 +223,8 @@ def _deal(
     return piece, shards
 
 
-def _gather(pieces: Folder, groups: Sequence[tuple[str, int]], examples: Folder, name: str) -> np.ndarray:
-    """Write one shard of examples from its pieces, in the order of their positions; returns the examples' tokens."""
+def _gather(pieces: Folder, groups: Sequence[tuple[str, int]], examples: Folder, name: str) -> Shard:
+    """Write one shard of examples from its pieces, in the order of their positions."""
     found = []
     for piece, row_group in groups:
         with pieces.open(piece) as file:
@@ -218,8 +236,8 @@ def _gather(pieces: Folder, groups: Sequence[tuple[str, int]], examples: Folder,
     return write_shard(examples, name, rows)
 
 
-def write_shard(examples: Folder, name: str, rows: pa.Table) -> np.ndarray:
-    """One file of a training set, in row groups of ROWS_PER_GROUP; returns the examples' tokens.
+def write_shard(examples: Folder, name: str, rows: pa.Table) -> Shard:
+    """One file of a training set, in row groups of ROWS_PER_GROUP.
 
     Raises: RuntimeError if it cannot be read back with as many rows.
     """
@@ -229,25 +247,36 @@ def write_shard(examples: Folder, name: str, rows: pa.Table) -> np.ndarray:
         there = pq.ParquetFile(file).metadata.num_rows
     if there != rows.num_rows:
         raise RuntimeError(f"{examples.file(name)}: {rows.num_rows} examples were written, {there} can be read")
-    lengths = [pc.list_value_length(rows[column]).to_numpy() for column in ("prompt_token_ids", "response_token_ids")]
-    return np.asarray(lengths[0] + lengths[1], np.int32)
+    digest, lengths = hashlib.sha256(), np.zeros(rows.num_rows, np.int32)
+    for column in ("prompt_token_ids", "response_token_ids"):
+        size_N = pc.list_value_length(rows[column]).to_numpy()
+        digest.update(size_N.tobytes() + pc.list_flatten(rows[column]).to_numpy().tobytes())
+        lengths += size_N
+    for column in ("answer_start", "answer_end"):
+        digest.update(rows[column].to_numpy().tobytes())
+    return Shard(name, digest.hexdigest()[:16], lengths)
 
 
 def write_index(examples: Folder, index: Index) -> None:
     """Say which shards the set is made of and how long each example is: what makes the set whole."""
-    shards = np.repeat(np.array(index.names), index.rows)
-    table = pa.table({"shard": pa.array(shards, pa.string()), "tokens": index.lengths}, schema=INDEX)
-    examples.write_table(INDEX_FILE, table)
+    shards, digests = (np.repeat(np.array(values), index.rows) for values in (index.names, index.digests))
+    examples.write_table(INDEX_FILE, pa.table([shards, digests, index.lengths], schema=INDEX))
 
 
 def read_index(examples: Folder) -> Index:
-    """The shards that `write_index` named. Raises: ValueError if there is no index: the set is not whole."""
+    """The shards that `write_index` named. Raises: ValueError if there is no index (the set is not whole), or
+    another version made it."""
     if not examples.exists(INDEX_FILE):
         raise ValueError(f"{examples.path} has no examples: it holds no {INDEX_FILE}")
     table = examples.read_table(INDEX_FILE)
+    if table.schema.names != INDEX.names:
+        raise ValueError(f"{examples.file(INDEX_FILE)} is of another version: start the step anew with --redo")
     counted = pc.value_counts(table["shard"].combine_chunks()).to_pylist()  # in the order of first appearance
+    rows = tuple(entry["counts"] for entry in counted)
+    firsts = np.cumsum((0, *rows[:-1]))
     return Index(
         tuple(entry["values"] for entry in counted),
-        tuple(entry["counts"] for entry in counted),
+        tuple(table["digest"].take(firsts).to_pylist()),
+        rows,
         table["tokens"].to_numpy(),
     )

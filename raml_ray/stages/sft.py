@@ -1,10 +1,9 @@
 """Supervised fine-tuning with Ray Train.   trajectories, verdicts -> examples/, policy/, metrics.jsonl, checkpoints/"""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raml_ray import cluster
+from raml_ray import cluster, records
 from raml_ray.config import Config
 from raml_ray.policy_source import on_this_node
 from raml_ray.stages import example_shards, example_stream, learner_probe, learners, room, training_set
@@ -36,11 +35,10 @@ def train_policy(
     Raises: ValueError if there is nothing to train on or the policy folder lacks something.
     """
     index = example_shards.read_index(examples)  # refused before any worker starts
-    examples_id = hashlib.sha256(index.lengths.tobytes()).hexdigest()[:16]
     arguments = {
         "examples": examples.path,
         "probed": probed,
-        "origin": {"settings": deciding(config, "sft"), "examples": examples_id},
+        "origin": {"settings": deciding(config, "sft"), "examples": records.digest(index.digests)},
     }
     return learners.run(_worker, arguments, config=config, folder=folder, policy=policy)
 

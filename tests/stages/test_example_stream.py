@@ -1,5 +1,6 @@
 """Examples that reach every rank in the plan's order, from any step on, without anyone holding the whole set."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def written(path: Path, rows: pa.Table, sizes: tuple[int, ...]) -> Folder:
         example_shards.write_shard(folder, name, rows.slice(int(start), size))
         for name, start, size in zip(names, starts[:-1], sizes, strict=True)
     ]
-    example_shards.write_index(folder, example_shards.Index(tuple(names), sizes, np.concatenate(parts)))
+    example_shards.write_index(folder, example_shards.Index.of(parts))
     return folder
 
 
@@ -52,6 +53,12 @@ def test_the_index_says_which_shards_there_are_and_how_long_examples_are(tmp_pat
     assert index.names == tuple(f"shard-{number}.parquet" for number in range(6))
     assert index.rows == SIZES
     assert index.lengths.tolist() == [len(example) for example in examples]
+    # A shard's digest is of its tokens: of one that differs in a single one, at equal lengths, another.
+    examples[75] = replace(examples[75], prompt_token_ids=[*examples[75].prompt_token_ids[:-1], tiny.VOCABULARY])
+    others = example_shards.read_index(written(tmp_path / "others", table(examples), SIZES))
+    assert others.lengths.tolist() == index.lengths.tolist()
+    same = [mine == theirs for mine, theirs in zip(index.digests, others.digests, strict=True)]
+    assert same == [True, False, True, True, True, True]
     with pytest.raises(ValueError, match=r"has no examples: it holds no index.parquet"):
         example_shards.read_index(Folder(str(tmp_path)))
 

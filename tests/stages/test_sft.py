@@ -6,7 +6,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -31,13 +30,11 @@ def prepared(folder: Path, **changes: object) -> tuple[Folder, Folder, str, Conf
     miniature.build().save_pretrained(folder / "base")
     examples = Folder(str(folder / "examples"))
     rows = table(tiny.examples(480))
-    lengths = [
+    shards = [
         example_shards.write_shard(examples, name, part)
         for name, part in {"part-0.parquet": rows.slice(0, 200), "part-1.parquet": rows.slice(200)}.items()
     ]
-    example_shards.write_index(
-        examples, example_shards.Index(("part-0.parquet", "part-1.parquet"), (200, 280), np.concatenate(lengths))
-    )
+    example_shards.write_index(examples, example_shards.Index.of(shards))
     settings: dict[str, object] = {
         "train.checkpoint_every": 5,
         "train.max_tokens_per_micro_batch": 400,
