@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from raml_ray import cluster, recipes, records
@@ -59,7 +60,7 @@ def run(context: Context) -> Outcome:
         pool.ready.remote()  # not waited for: learners start while the engines do
         arguments = {"pool": pool, "origin": _origin(config, questions), "probed": probed}
         figures = learners.run(_worker, arguments, config=config, folder=context.folder, policy=context.policy_source)
-        figures["engine_nodes"] = ray.get(pool.nodes.remote(), timeout=config.engine.request_timeout_s)
+        figures |= _engine_nodes(pool, config.engine.request_timeout_s)
         ray.kill(pool)
     finally:
         remove_placement_group(group)
@@ -67,6 +68,15 @@ def run(context: Context) -> Outcome:
     return Outcome(
         Counts(found.num_rows, len(questions), len(found.rejected), filtered), found.figures() | dict(figures)
     )
+
+
+def _engine_nodes(pool: ActorHandle, timeout_s: float) -> dict[str, list[str]]:
+    """Which nodes the engines ran on; nothing, and a warning, if the pool does not answer: the policy is made."""
+    try:
+        return {"engine_nodes": ray.get(pool.nodes.remote(), timeout=timeout_s)}
+    except RayError as error:
+        logger.warning("the nodes of the engines are not known: the pool does not answer (%s)", type(error).__name__)
+        return {}
 
 
 def check(config: Config) -> None:
@@ -79,6 +89,12 @@ def check(config: Config) -> None:
         raise ConfigError(
             "engine.dtype=float16: learners compute in float32 or bfloat16, and engines sample with what they are sent:"
             " set engine.dtype to one of these"
+        )
+    if grpo.max_staleness > 1 and grpo.partial_rollouts == "wait":
+        logger.warning(
+            "grpo.max_staleness=%d with grpo.partial_rollouts=wait makes trajectories older and no step faster than"
+            " grpo.max_staleness=1 does: weights wait for all that was begun; set that, or grpo.partial_rollouts=carry",
+            grpo.max_staleness,
         )
     if grpo.sample_timeout_s <= engine.stall_timeout_s + engine.start_timeout_s:
         raise ConfigError(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from raml_ray import presets
 from raml_ray.config import Config, ConfigError, Step, dump, override
@@ -186,6 +187,30 @@ def learners_and_scripted_engines(folder: Path, **changes: object) -> Context:
     named = {name.replace("__", "."): value for name, value in changes.items()}
     config = override(Config(steps=(step,)), settings | named)
     return Context(config, step, Folder(str(folder / "run")), config)
+
+
+@pytest.mark.ray
+def test_a_pool_that_died_behind_the_last_version_costs_its_nodes_and_not_the_step(
+    cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    @ray.remote(num_cpus=0)
+    class Pool:
+        def nodes(self) -> list[str]:
+            return ["n"]
+
+    pool = Pool.remote()  # type: ignore[attr-defined]
+    assert grpo._engine_nodes(pool, 60) == {"engine_nodes": ["n"]}
+    ray.kill(pool)
+    assert grpo._engine_nodes(pool, 60) == {}
+    assert "the pool does not answer (ActorDiedError)" in caplog.text
+
+
+@pytest.mark.parametrize(("ahead", "mode", "is_told"), [(2, "wait", True), (1, "wait", False), (2, "carry", False)])
+def test_staleness_that_buys_no_speed_is_named(
+    caplog: pytest.LogCaptureFixture, ahead: int, mode: str, is_told: bool
+) -> None:
+    grpo.check(override(Config(), {"grpo.max_staleness": ahead, "grpo.partial_rollouts": mode}))
+    assert ("set that, or grpo.partial_rollouts=carry" in caplog.text) == is_told
 
 
 @pytest.mark.ray
