@@ -46,8 +46,9 @@ def train(
     """
     policy.draw_nothing()  # engines sample without dropout: another policy would be scored, learned from and probed
     policy.train()
-    guard, meter = Guard(policy, limits, save), Meter(policy, limits)
+    guard = Guard(policy, limits, save)
     publish(start_version)  # engines may hold what a learner published that has since been restarted
+    meter = Meter(policy, limits)
     for version in range(start_version, settings.num_steps):
         began = time.perf_counter()
         groups, sample_metrics = sample(version)
@@ -69,7 +70,9 @@ def train(
             metrics |= update(policy, groups, judged, settings, limits, reference=reference, keep=kept)
         guard.check(version + 1, f"grpo.learning_rate={settings.learning_rate:g}")
         with meter.busy("time/sync_s"):
-            metrics |= publish(version + 1)
+            synced = publish(version + 1)
+        meter.waited("time/sync_s", synced.get("time/drain_s", 0.0))
+        metrics |= synced
         report(version + 1, metrics | meter.told() | {"time/sample_s": sampled - began})
         with meter.busy("time/checkpoint_s"):
             guard.save(version + 1, is_last=version + 1 == settings.num_steps)

@@ -41,6 +41,10 @@ class Meter:
         yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
 
+    def waited(self, name: str, seconds: float) -> None:
+        """Of the seconds under that name so many were no work: they are idle ones."""
+        self._seconds[name] -= seconds
+
     def told(self) -> dict[str, float]:
         """The metrics of the step that ends here."""
         now = time.perf_counter()

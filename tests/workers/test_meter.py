@@ -16,6 +16,7 @@ from tests.workers import ranks, tiny
 
 # Nine tokens, five of them scored; the second has four and two. Pairs: 45 and 10.
 EXAMPLES = [Example([1, 2, 3, 4], [5, 6, 7, 8, 9]), Example([1, 2], [3, 4])]
+DRAIN_S = 0.5
 PASSES = Passes(tokens=13, scored=7, pairs=55)
 
 
@@ -40,7 +41,7 @@ def trained(
 
 def grpo(limits: TrainConfig) -> list[Mapping[str, float]]:
     """The metrics of two versions, sampled in 50 ms each: of two questions, a minibatch each, a right and a wrong
-    trajectory with the ids of EXAMPLES."""
+    trajectory with the ids of EXAMPLES. Before weights go out, what is under way takes DRAIN_S more."""
     found: list[Mapping[str, float]] = []
     settings = GrpoConfig(num_steps=2, num_trajectories=2, num_updated=2, num_minibatches=2, questions_per_step=2)
 
@@ -55,8 +56,8 @@ def grpo(limits: TrainConfig) -> list[Mapping[str, float]]:
         return [group, group], {}
 
     def publish(version: int) -> Mapping[str, float]:
-        time.sleep(0.02)
-        return {}
+        time.sleep(0.02 + DRAIN_S)
+        return {"time/drain_s": DRAIN_S}
 
     grpo_loop.train(
         sharding.wrap(tiny.model(), limits), settings, limits, seed=0, start_version=0, sample=sample, publish=publish,
@@ -103,7 +104,9 @@ def test_the_seconds_of_a_step_are_idle_or_spent() -> None:
             assert metrics["time/step_s"] == pytest.approx(sum(parts))
             assert metrics["time/checkpoint_s"] >= 0.03
         sampled = grpo(TrainConfig())[-1]
-        assert sampled["time/idle_s"] >= sampled["time/sample_s"] - 1e-3
+        # Waiting for trajectories: those that were asked for, and those under way when the sync began.
+        assert sampled["time/idle_s"] >= sampled["time/sample_s"] + DRAIN_S - 1e-3
+        assert sampled["time/sync_s"] >= 0.02 and sampled["time/drain_s"] == DRAIN_S
         parts = [sampled[f"time/{name}_s"] for name in ("idle", "update", "sync", "checkpoint")]
         assert sampled["time/step_s"] == pytest.approx(sum(parts))
 
