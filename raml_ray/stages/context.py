@@ -82,6 +82,7 @@ LIMITS = frozenset(
         "train.probe_trajectories",
         "train.probe_until",
         "train.start_timeout_s",
+        "train.step_timeout_s",
         "verify.max_failed_fraction",
         "verify.num_workers",
         "verify.wall_seconds",

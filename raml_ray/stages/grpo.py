@@ -166,7 +166,7 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
 
     config = learners.started(arguments)
     folder, policy_path = Folder(arguments["folder"]), on_this_node(arguments["policy"])
-    with learners.leaving() as left:
+    with learners.leaving(config.train) as left:
         learner = learners.loaded(policy_path, config)
         reference = None
         if config.grpo.kl_coefficient:

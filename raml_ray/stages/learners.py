@@ -155,16 +155,23 @@ def started(arguments: Mapping[str, Any]) -> Config:
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[dict[str, Any]]:
-    """All of a rank's work; what it is to return instead of its figures if that is left before its end, all ranks alike."""
+def leaving(train: TrainConfig) -> Iterator[dict[str, Any]]:
+    """All of a rank's work; what it is to return instead of its figures if that is left before its end, all ranks alike.
+
+    Ends the process if it hangs: `workers/watchdog.py`.
+    """
+    import torch.distributed as dist
+
     from raml_ray.stages.course import Leaving
+    from raml_ray.workers import watchdog
     from raml_ray.workers.arrival import Refused
     from raml_ray.workers.checkpoints import CannotSave
     from raml_ray.workers.sync_check import SyncMismatch
 
     left: dict[str, Any] = {}
     try:
-        yield left
+        with watchdog.watching(dist.get_rank(), train.step_timeout_s):
+            yield left
     except Leaving as leave:
         left[LEFT] = leave.step
     except (CannotSave, SyncMismatch) as error:
@@ -199,6 +206,9 @@ def save_policy(learner: "Sharded", folder: Folder, policy_path: str) -> None:
     """The step's policy folder, written by rank 0 in the dtype that the policy came in. A collective."""
     import torch
 
+    from raml_ray.workers import watchdog
+
+    watchdog.reached("the policy's folder")
     architecture = policies.load_config(policy_path)
     state = learner.full_state(architecture.dtype or torch.float32)
     if learner.rank == 0:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from raml_ray.config import Config
 from raml_ray.stages.weight_sync import NcclSync, ObjectStoreSync, WeightSync
 from raml_ray.text.batches import Example, batches, micro_batches
-from raml_ray.workers import staleness, sync_check, weights
+from raml_ray.workers import staleness, sync_check, watchdog, weights
 from raml_ray.workers.rollouts import Rollout
 from raml_ray.workers.sharding import Sharded
 from raml_ray.workers.sync_check import Checked, Probe, SyncMismatch
@@ -51,8 +51,12 @@ class PoolLink:
         )
         starts = config.grpo.max_engine_failures + 1
         # A pool that died is being started again: it is waited for, too.
-        is_ready = pool.ready.options(max_task_retries=-1).remote()
-        self._asked(is_ready, (starts + 1) * config.engine.start_timeout_s, "the rollout engines to be ready")
+        is_ready, patience_s = (
+            pool.ready.options(max_task_retries=-1).remote(),
+            (starts + 1) * config.engine.start_timeout_s,
+        )
+        watchdog.reached("the start of the engines", patience_s)
+        self._asked(is_ready, patience_s, "the rollout engines to be ready")
 
     def _asked(self, ref: ray.ObjectRef, timeout_s: float, what: str) -> Any:
         """The pool's answer. Raises: TimeoutError that says who waited for what."""

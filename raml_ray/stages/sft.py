@@ -52,7 +52,7 @@ def _worker(arguments: dict[str, Any]) -> Mapping[str, Any]:
     folder, policy_path = Folder(arguments["folder"]), on_this_node(arguments["policy"])
     examples = Folder(arguments["examples"])
     plan = sft_plan.plan(example_shards.read_index(examples).rows, config.sft, config.seed)
-    with learners.leaving() as left:
+    with learners.leaving(config.train) as left:
         learner = learners.loaded(policy_path, config)
         course = Course(learner, folder, arguments["origin"], config)
         rank = example_stream.Rank(learner.rank, learner.world_size)

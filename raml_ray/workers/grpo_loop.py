@@ -11,7 +11,7 @@ from functools import partial
 from raml_ray import faults
 from raml_ray.records import seed_of
 from raml_ray.settings import GrpoConfig, TrainConfig
-from raml_ray.workers import gradient_variance, grpo_groups, lhat_descent
+from raml_ray.workers import gradient_variance, grpo_groups, lhat_descent, watchdog
 from raml_ray.workers.grpo_update import update
 from raml_ray.workers.guard import Guard, Keep, Report, Save
 from raml_ray.workers.meter import Meter
@@ -47,12 +47,15 @@ def train(
     policy.draw_nothing()  # engines sample without dropout: another policy would be scored, learned from and probed
     policy.train()
     guard = Guard(policy, limits, save)
+    watchdog.reached("the first weight sync", settings.sample_timeout_s)
     publish(start_version)  # engines may hold what a learner published that has since been restarted
     meter = Meter(policy, limits)
     for version in range(start_version, settings.num_steps):
+        watchdog.reached(f"the trajectories of version {version + 1}", settings.sample_timeout_s)
         began = time.perf_counter()
         groups, sample_metrics = sample(version)
         sampled = time.perf_counter()
+        watchdog.reached(f"the update of version {version + 1}")
         with meter.updating():
             descent_QG = lhat_descent.descents(policy, groups, limits) if settings.selection == "lhat_descent" else None
             judged = grpo_groups.judge(
@@ -69,10 +72,12 @@ def train(
         with meter.updating():
             metrics |= update(policy, groups, judged, settings, limits, reference=reference, keep=kept)
         guard.check(version + 1, f"grpo.learning_rate={settings.learning_rate:g}")
+        watchdog.reached(f"the weight sync of version {version + 1}", settings.sample_timeout_s)
         with meter.busy("time/sync_s"):
             synced = publish(version + 1)
         meter.waited("time/sync_s", synced.get("time/drain_s", 0.0))
         metrics |= synced
+        watchdog.reached(f"what follows version {version + 1}")
         report(version + 1, metrics | meter.told() | {"time/sample_s": sampled - began})
         with meter.busy("time/checkpoint_s"):
             guard.save(version + 1, is_last=version + 1 == settings.num_steps)

@@ -11,6 +11,7 @@ from raml_ray.formulas import losses
 from raml_ray.records import seed_of
 from raml_ray.settings import SftConfig, TrainConfig
 from raml_ray.text.batches import ANSWER, Batch, Example, batches, micro_batches
+from raml_ray.workers import watchdog
 from raml_ray.workers.guard import Guard, Keep, Report, Save
 from raml_ray.workers.meter import Meter
 from raml_ray.workers.sft_plan import Plan
@@ -75,6 +76,7 @@ def train(
     for step in range(start_step, steps.num_steps):
         started = time.perf_counter()
         torch.manual_seed(seed_of(seed, "sft", "dropout", step, policy.rank))
+        watchdog.reached(f"step {step + 1}")
         mine = next(shares)
         faults.reach("learner", policy.rank, step + 1)
         rate = learning_rate(step, steps.num_steps, settings)
@@ -92,6 +94,7 @@ def train(
             "sft/epoch": (step + 1) / steps.steps_per_epoch,
             "sft/tokens_per_s": policy.total(sum(len(example) for example in mine)) / (time.perf_counter() - started),
         }
+        watchdog.reached(f"what follows step {step + 1}")
         report(step + 1, metrics | meter.told())
         with meter.busy("time/checkpoint_s"):
             guard.save(step + 1, is_last=step + 1 == steps.num_steps)

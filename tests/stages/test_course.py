@@ -91,11 +91,11 @@ def test_what_would_be_refused_again_is_returned_and_no_worker_dies_of_it(
     learner: sharding.Sharded, tmp_path: Path
 ) -> None:
     course(learner, tmp_path).save(1)
-    with learners.leaving() as left:
+    with learners.leaving(TrainConfig()) as left:
         course(learner, tmp_path, sft__batch_size=32)
     assert "sft.batch_size: 64 -> 32" in left[learners.REFUSED]
     (tmp_path / "checkpoints" / "step-00000001" / "__0_0.distcp").write_bytes(b"")
-    with learners.leaving() as left:
+    with learners.leaving(TrainConfig()) as left:
         course(learner, tmp_path)
     assert left[learners.REFUSED].startswith("every checkpoint is damaged")
 
@@ -106,7 +106,7 @@ def test_steps_left_out_in_a_row_are_no_workers_death(learner: sharding.Sharded,
         next(iter(learner.state().values())).fill_(float("nan"))
     plan = sft_plan.plan([4], settings, 0)
     shares = tiny.shares(plan, tiny.examples(4), 0, 0, 1)
-    with learners.leaving() as left:
+    with learners.leaving(TrainConfig()) as left:
         sft_loop.train(
             learner, plan, shares, settings, TrainConfig(), seed=0, start_step=0, report=going.report, save=going.save
         )
