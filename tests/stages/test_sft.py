@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -18,6 +19,7 @@ from raml_ray.storage import Folder
 from raml_ray.text.batches import Example, table
 from raml_ray.text.suffix import AnswerSuffix
 from raml_ray.workers import fixed_probe, probe, sft_loop, sft_plan, sharding
+from raml_ray.workers.probe_text import Probe
 from tests.workers import ranks, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +89,7 @@ def probed_examples() -> list[Example]:
 
 def probed_directly(policy: PreTrainedModel) -> list[float]:
     """Mean L-hat at each place, nats per answer token."""
-    found = probe.answer_nll(policy, [probe.Probe(ids, LENGTHS, [SUFFIX]) for ids in PROBED], memory_mib=64)
+    found = probe.answer_nll(policy, [Probe(ids, LENGTHS, [SUFFIX]) for ids in PROBED], memory_mib=64)
     return [float(value) for value in np.mean([lhat_K for (lhat_K,) in found], axis=0)]
 
 
