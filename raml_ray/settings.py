@@ -641,7 +641,7 @@ class InterventionsConfig(Settings):
     """Words that they are held against, rules as in roles.categories; empty is every word of letters that has no role."""
     max_frequency_ratio: float | None = Field(None, ge=1)
     """How many times as frequent as its partner a word may be, or the partner as the word, over the chosen trajectories; a pair
-    further apart is left out and counted. None leaves none out."""
+    further apart is left out and counted; null is no limit."""
     newline: str = "\n"
     """Text that is put in a word's place as a third thing."""
     num_words: int = Field(2, ge=1)
