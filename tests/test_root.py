@@ -88,7 +88,7 @@ def test_a_node_that_does_not_answer_is_named_with_what_to_do(cluster: None, roo
     (root / "probe").write_text("driver", "mark")
     assert of_ray._each_node({here: "head"}, root / "probe", "mark") == {here: ""}
     assert (root / "probe").read_text(here) == "mark"
-    gone = "f" * len(here)
+    gone = "0" * len(here)
     with pytest.raises(RuntimeError) as error:
         of_ray._each_node({here: "head", gone: "two"}, root / "probe", "mark")
     assert "\n  two: " in str(error.value) and "head:" not in str(error.value)
