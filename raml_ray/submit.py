@@ -23,7 +23,7 @@ from raml_ray.redacted import without_secrets
 
 EXCLUDED = [
     *(".git", ".venv", "__pycache__", "runs", "docs", ".raml-token*"),
-    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.parquet", "*.db", "*.whl"),
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.db", "*.whl"),
 ]
 """Of the working directory what no job needs, beside what its .gitignore names. Policies come from `policy.path`, tables of
 trajectories and questions from a root or a store that all nodes see."""
