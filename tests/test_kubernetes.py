@@ -225,11 +225,14 @@ def test_a_job_asks_for_no_more_than_is_there_when_it_starts(name: str) -> None:
     assert (program, command) == ("raml", "run")
     config = presets.from_words(words)
     assert config.root == "/app/runs"
+    assert config.cluster.wait_for_resources_s > 0, "what lacks is waited for, and not only while shards wait"
     groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     for settings, asked in _asked(config):
         there = [group for group in groups if settings.items() <= group.get("labels", {}).items()]
         assert asked[0] <= sum(_there(group, "cpu") for group in there) - job["spec"]["entrypointNumCpus"]
         assert asked[1] <= sum(_there(group, "nvidia.com/gpu") for group in there)
+    roles = {group["labels"]["role"] for group in groups if "labels" in group}
+    assert {settings.get("role") for settings, _ in _asked(config)} == (roles or {None}), "groups are kept apart"
     total = [sum(need[index] for _, need in _asked(config)) for index in (0, 1)]
     assert total[1] == sum(_there(group, "nvidia.com/gpu") for group in groups), "no GPU waits for nothing"
 
