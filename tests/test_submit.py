@@ -122,7 +122,14 @@ class Packs(submit.Client):
 
 @pytest.mark.parametrize("has_gitignore", [True, False])
 def test_code_and_questions_are_sent_and_results_weights_and_secrets_stay(tmp_path: Path, has_gitignore: bool) -> None:
-    goes = {"my.json", "questions.jsonl", "questions.parquet", "jobs/run.py", "raml_ray/__init__.py", "tests/data/gsm8k/test.jsonl"}
+    goes = {
+        "my.json",
+        "questions.jsonl",
+        "questions.parquet",
+        "jobs/run.py",
+        "raml_ray/__init__.py",
+        "tests/data/gsm8k/test.jsonl",
+    }
     stays = {".git/config", ".venv/bin/raml", "raml_ray/__pycache__/cluster.pyc", "docs/figure.png", ".raml-token-4711"}
     stays |= {"runs/smoke/config.json", "mlflow.db", "torch-2.13.0.whl"}
     stays |= {f"policy/model.{ending}" for ending in ("safetensors", "bin", "pt", "pth", "gguf")}

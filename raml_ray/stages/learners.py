@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raml_ray import cluster, faults, stopping
+from raml_ray import faults, stopping
 from raml_ray.config import Config, ConfigError, dump, load
 from raml_ray.policy_source import on_this_node
 from raml_ray.settings import TrainConfig
