@@ -2,6 +2,8 @@
 
 from raml_ray.config import Config, Step, override
 
+PROBED: dict[str, object] = {"train.probe_every": 10, "train.probe_data": "verify"}
+"""L-hat of 16 right trajectories while steps behind `verify` learn: a second in all."""
 WORDS: dict[str, object] = {"interventions.neutral": ["re: _"], "interventions.num_samples": 4}
 """The miniature's only words without a role are its empty slots."""
 
@@ -21,9 +23,9 @@ def miniature() -> Config:
                     overrides={"generate.source": "oracle", "generate.num_samples": 32, "data.limit": 128},
                 ),
                 Step(name="verify", stage="verify", data=("teacher", "generate")),
-                Step(name="sft", stage="sft", policy="base", data=("verify",)),
+                Step(name="sft", stage="sft", policy="base", data=("verify",), overrides=PROBED),
                 Step(name="grpo_zero", stage="grpo", policy="base"),
-                Step(name="grpo_cold", stage="grpo", policy="sft"),
+                Step(name="grpo_cold", stage="grpo", policy="sft", overrides=PROBED),
                 *(Step(name=f"evaluate_{name}", stage="evaluate", policy=name) for name in evaluated),
                 Step(name="analyze", stage="analyze", policy="sft", data=("evaluate_sft",)),
                 Step(name="report", stage="report"),
@@ -36,9 +38,6 @@ def miniature() -> Config:
             "engine.cpus_per_engine": 2,
             "train.cpus_per_worker": 2,
             "cluster.num_cpus": 5,
-            # L-hat of 16 right trajectories while SFT and GRPO learn: a second in all.
-            "train.probe_every": 10,
-            "train.probe_data": "verify",
             "evaluate.sets": {name: f"miniature:{name}" for name in ("in_domain", "deeper", "transfer")},
             "report.title": "RaML on the miniature",
         },

@@ -17,9 +17,6 @@ SIZE: dict[str, object] = {
     "grpo.num_trajectories": 16,
     "grpo.num_updated": 16,
     "grpo.num_steps": 20,
-    # Not every sweep has the trajectories that `miniature` looks at while it learns.
-    "train.probe_every": 0,
-    "train.probe_data": "",
 }
 FROM_TEACHER, ZERO = ("base", "teacher", "verify", "sft", "evaluate_sft"), ("base", "grpo_zero", "evaluate_grpo_zero")
 COLD = ("base", "teacher", "verify", "sft", "grpo_zero", "grpo_cold")

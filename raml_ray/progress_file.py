@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 BEAT_S = 10.0
+_WRITING = threading.Lock()
+"""Held from reading to writing: what a step says in between would be lost to its own beat."""
 STALE_S = 60.0
 """A driver on another host that has said nothing for so long counts as gone."""
 
@@ -20,14 +23,16 @@ STALE_S = 60.0
 def write(folder: Folder, step: str, stage: str, unit: str, figures: Mapping[str, Any]) -> None:
     """Put the figures, and who says them when, into the step's progress.json. A folder that is full costs a warning."""
     process = {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid())}
-    _put(folder, {"step": step, "stage": stage, "unit": unit, **figures, **process})
+    with _WRITING:
+        _put(folder, {"step": step, "stage": stage, "unit": unit, **figures, **process})
 
 
 def beat(folder: Folder) -> None:
     """Say that the driver is still there, where nothing else has been said for BEAT_S seconds."""
-    told = read(folder)
-    if told and time.time() - float(told["updated"]) >= BEAT_S:
-        _put(folder, told)
+    with _WRITING:
+        told = read(folder)
+        if told and time.time() - float(told["updated"]) >= BEAT_S:
+            _put(folder, told)
 
 
 def _put(folder: Folder, told: Mapping[str, Any]) -> None:

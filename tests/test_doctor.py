@@ -164,6 +164,7 @@ def test_a_ray_that_does_not_start_is_a_finding_whatever_it_raises(monkeypatch: 
         raise Exception("The current node timed out during startup.\nmore")  # as ray._private.node does
 
     monkeypatch.setattr(ray, "init", slow)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever Ray other tests have begun
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     finding = list(doctor._ray())[-1]
     assert (finding.level, finding.what) == ("fail", "Ray")

@@ -128,9 +128,7 @@ def test_submitted_jobs_run_their_stages_on_the_cluster(
     settings += ["engine.cpus_per_engine=1", "train.cpus_per_worker=1"]
     # An address with a secret comes in a file: on a command line Ray itself would print it.
     kept = tmp_path_factory.mktemp("settings") / "smoke.json"
-    # The learner's probe reads steps that are not run here.
-    changes = {"train.probe_every": 0, "train.probe_data": ""}
-    changes |= {"evaluate.sets": {"theirs": f"s3://me:{IN_AN_ADDRESS}@host/x"}}
+    changes = {"evaluate.sets": {"theirs": f"s3://me:{IN_AN_ADDRESS}@host/x"}}
     kept.write_text(dump(override(presets.smoke(), changes)))
     said = ""
     for words in (["jobs/base.py", str(kept)], ["jobs/grpo.py", str(kept), "--step", "grpo_zero"]):

@@ -124,6 +124,7 @@ STATEMENTS = (
         " decides nothing",
         breaks="of what Zero-GRPO can answer, it answers the larger part nearly always",
         command=POLICIES,
+        changed="on 2026-11-27: policies that were evaluated differently are not compared here either; no verdict changed",
     ),
     Statement(
         id="sft-more-trajectories",
@@ -273,9 +274,6 @@ run has the steps for and lists the others as not asked. This page is printed by
 - Where accuracy is at or below {NEAR_ZERO:g} on both sides of a comparison, it decides nothing.
 - Policies that were evaluated differently (sampling, prompt, judge) are not compared, except where that difference is the
   claim.
-
-Changed since: `sft-steadier` obeys the last of these rules as all others do, and what would break a claim says which
-controls stand beside without deciding. No verdict changed with either.
 
 The miniature can show that a claim does not hold everywhere; that one holds there is no evidence that it holds at scale.
 """

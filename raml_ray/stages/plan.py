@@ -229,8 +229,8 @@ def _grpo(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
     held = _held(config, made, length, assumed)
     sampling = _decoding(config, made, tokens / grpo.num_engines, length, assumed) if held else None
     # Old log-probabilities of all minibatches but the first, and those of a reference.
-    forwards = 1 - 1 / grpo.num_minibatches + (grpo.kl_coefficient > 0)
-    update = _update_hours(config, made, grpo.num_steps * updated, length, assumed, forwards)
+    scored = 1 - 1 / grpo.num_minibatches + (grpo.kl_coefficient > 0)
+    update = _update_hours(config, made, grpo.num_steps * updated, length, assumed, scored)
     hours = None
     if sampling is not None and update is not None:
         hours = max(sampling, update) if grpo.max_staleness else sampling + update
@@ -249,8 +249,7 @@ def _lhat(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
     sampled = whole.for_step(behind.name)
     longest = sampled.evaluate.max_tokens if behind.stage == "evaluate" else sampled.generate.max_tokens
     length = assumed.response * longest
-    # Each control but `own` is another text, which is asked for the right answer alone.
-    controls = len(set(config.lhat.controls) - {"own"})
+    controls = len(set(config.lhat.controls) - {"own"})  # further texts, which are asked for the right answer alone
     grown = length / settings.stride * EXACT_ANSWER_TOKENS * (1 + config.lhat.num_foils + controls)
     pairs = (1 + controls) * length**2 / 2 + grown * length / 2
     passes = Passes(round((1 + controls) * length + grown), round(grown), round(pairs))

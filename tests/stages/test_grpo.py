@@ -1,6 +1,7 @@
 """GRPO with real learners and real rollout engines: weights that arrive, weights that do not, and a run that is killed."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -198,6 +199,7 @@ def test_a_pool_that_died_behind_the_last_version_costs_its_nodes_and_not_the_st
         def nodes(self) -> list[str]:
             return ["n"]
 
+    caplog.set_level(logging.WARNING, "raml_ray")
     pool = Pool.remote()  # type: ignore[attr-defined]
     assert grpo._engine_nodes(pool, 60) == {"engine_nodes": ["n"]}
     ray.kill(pool)
@@ -209,6 +211,7 @@ def test_a_pool_that_died_behind_the_last_version_costs_its_nodes_and_not_the_st
 def test_staleness_that_buys_no_speed_is_named(
     caplog: pytest.LogCaptureFixture, ahead: int, mode: str, is_told: bool
 ) -> None:
+    caplog.set_level(logging.WARNING, "raml_ray")
     grpo.check(override(Config(), {"grpo.max_staleness": ahead, "grpo.partial_rollouts": mode}))
     assert ("set that, or grpo.partial_rollouts=carry" in caplog.text) == is_told
 
