@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -31,6 +32,8 @@ class Cluster(NamedTuple):
     node: Host
     address: str
     """The head's, for whoever joins."""
+    client: str
+    """The head's, for Ray's client."""
     dashboard: str
     environment: Mapping[str, str]
 
@@ -80,7 +83,14 @@ def cluster() -> Iterator[Cluster]:
         node.run(
             f"ray start --address={head.address}:{port} --num-cpus={CPUS} {small} {node.ray_words}", environment, 400
         )
-        yield Cluster(head, node, f"{head.address}:{port}", f"http://127.0.0.1:{dashboard}", environment)
+        yield Cluster(
+            head,
+            node,
+            f"{head.address}:{port}",
+            f"ray://{head.address}:{client}",
+            f"http://127.0.0.1:{dashboard}",
+            environment,
+        )
 
 
 def asked(url: str, token: str = "") -> tuple[int, str]:
@@ -112,3 +122,39 @@ def test_drivers_keep_off_a_head_without_cpus_even_when_every_cpu_is_taken(clust
     assert "grpo_zero" in said, "the log of a driver on another node is followed"
     [job] = [job for job in told(cluster, "/api/jobs/") if job["submission_id"]]
     assert (job["status"], job["driver_node_id"]) == ("SUCCEEDED", nodes[False])
+
+
+NO_TOKEN, WRONG_TOKEN = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": ""}, {"RAY_AUTH_TOKEN": "0" * 32}
+
+
+@pytest.mark.parametrize("changed", [NO_TOKEN, WRONG_TOKEN])
+@pytest.mark.parametrize(
+    ("door", "said"), [("address", "[Aa]uthentication"), ("client", "ConnectionError: ray client connection timeout")]
+)
+def test_who_joins_without_the_token_or_with_another_is_refused(
+    cluster: Cluster, door: str, said: str, changed: dict[str, str], tmp_path: Path
+) -> None:
+    joins = f"import ray\nray.init({getattr(cluster, door)!r})\nprint('joined with', ray.cluster_resources()['CPU'])"
+    done = cluster.python(joins, HOME=str(tmp_path), **changed)
+    assert done.returncode != 0 and "joined" not in done.stdout
+    assert re.search(said, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("door", ["address", "client"])
+def test_who_joins_with_the_token_is_let_in(cluster: Cluster, door: str, tmp_path: Path) -> None:
+    joins = f"import ray\nray.init({getattr(cluster, door)!r})\nprint('joined with', ray.cluster_resources()['CPU'])"
+    done = cluster.python(joins, HOME=str(tmp_path))
+    assert f"joined with {CPUS:.1f}\n" in done.stdout, done.stderr
+
+
+def test_every_nodes_agents_ask_for_the_token_and_its_metrics_do_not_and_hold_no_secret(cluster: Cluster) -> None:
+    for host in (cluster.head, cluster.node):
+        ports = dict(re.findall(r"--(\S+)-port=(\d+)", host.ray_words))
+        agents = f"http://{host.address}:{ports['dashboard-agent-listen']}"
+        assert asked(f"{agents}/api/job_agent/jobs/") == (401, "Unauthorized: Missing authentication token")
+        assert asked(f"{agents}/api/job_agent/jobs/", "0" * 32)[0] == 403
+        runtime = f"http://{host.address}:{ports['runtime-env-agent']}/get_or_create_runtime_env"
+        assert asked(runtime)[0] == 401
+        status, text = asked(f"http://{host.address}:{ports['metrics-export']}/metrics")
+        assert status == 200 and "process_resident_memory_bytes" in text
+        assert [secret for secret in (CANARY, cluster.environment["RAY_AUTH_TOKEN"]) if secret in text] == []
