@@ -7,15 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from raml_ray.stages.report_outcomes import (
-    ERROR,
-    MIN_QUESTIONS,
-    MIN_SEEDS,
-    NEAR_ZERO,
-    Claim,
-    Measurement,
-    joined,
-)
+from raml_ray.stages.report_outcomes import ERROR, MIN_QUESTIONS, MIN_SEEDS, NEAR_ZERO, Claim, Measurement, joined
 
 
 @dataclass(frozen=True, slots=True)
