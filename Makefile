@@ -28,10 +28,11 @@ test: lint      ## all tests that need no GPU and kill nothing at random
 
 test-faults: setup ## engines, nodes and drivers killed at random moments: nothing is lost (minutes)
 	.venv/bin/python -m pytest -s -m faults --ignore tests/faults/test_hosts.py --ignore tests/faults/test_s3.py \
-	  --ignore tests/faults/test_meters.py
+	  --ignore tests/faults/test_meters.py --ignore tests/faults/test_slurm.py --ignore tests/test_mlflow_server.py
 
-test-cluster: setup ## the README's "On a cluster" on hosts of their own, and a root in S3 whose server is killed (20 minutes)
-	.venv/bin/python -m pytest -s tests/faults/test_hosts.py tests/faults/test_s3.py tests/faults/test_meters.py
+test-cluster: setup ## the README's "On a cluster" on hosts of their own, Slurm, MLflow's PostgreSQL, S3 that is killed (40 minutes)
+	.venv/bin/python -m pytest -s tests/faults/test_hosts.py tests/faults/test_slurm.py tests/faults/test_s3.py \
+	  tests/faults/test_meters.py tests/test_mlflow_server.py
 
 format: setup   ## rewrite the code in the project's format
 	.venv/bin/ruff format .

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The project's own Python environment, from a lock: deploy/install.sh [cpu|gpu] [FOLDER] [--no-dev]
-# --no-dev leaves out what only tests and checks need (an image does so).
+# --no-dev leaves out what only tests and checks need (an image does so). FLASH_ATTN=no leaves out flash-attn (gpu), which
+# compiles for hours: attention is torch's then.
 # Takes nothing from and leaves nothing in the user's Python. Run again, it ends at once if the lock has not changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,7 +39,8 @@ command -v bwrap >/dev/null ||
   printf 'raml_ray: note: bubblewrap is missing; nothing here needs it until model-written code is run\n  type: sudo apt-get install bubblewrap\n' >&2
 
 stamp=$venv/.installed
-want=$( (cat deploy/locks/*.txt pyproject.toml deploy/install.sh; echo "${locks[@]}") | sha256sum | cut -d' ' -f1)
+flash_attn=${FLASH_ATTN:-yes}
+want=$( (cat deploy/locks/*.txt pyproject.toml deploy/install.sh; echo "${locks[@]}" "$flash_attn") | sha256sum | cut -d' ' -f1)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
 
 printf 'raml_ray: installing the %s stack into %s\n' "$stack" "$venv" >&2
@@ -54,8 +56,12 @@ if [ "$stack" = gpu ]; then
   export CUDA_HOME=${CUDA_HOME:-$VIRTUAL_ENV/lib/python3.11/site-packages/nvidia/cu13}
   # flash-attn builds against the torch that is installed: everything else first.
   grep -v '^ *#' "$lock" | awk '/^flash-attn==/{skip=1;next} skip&&/^ /{next} {skip=0;print}' >"$venv/first.txt"
-  "$uv" pip install --quiet --no-deps --require-hashes -r "$venv/first.txt"
-  "${install[@]}" --no-build-isolation
+  if [ "$flash_attn" = no ]; then
+    "${install[@]/#$lock/$venv/first.txt}"
+  else
+    "$uv" pip install --quiet --no-deps --require-hashes -r "$venv/first.txt"
+    "${install[@]}" --no-build-isolation
+  fi
 else
   # The lock names torch's CPU build. A local folder of wheels comes first, then PyTorch's own CPU index; the plain
   # package index, whose torch is the CUDA build, cannot satisfy the lock and is never asked for it.

@@ -1,12 +1,13 @@
 """What `docker build` and `docker run` would do, without Docker: docker/Dockerfile on a Debian made here.
 
     sudo apt-get install buildah debootstrap
-    sudo python3 tests/replay_dockerfile.py [--stack cpu] [--folder /tmp/replay] [--keep]
+    sudo python3 tests/replay_dockerfile.py [--stack gpu --without flash-attn] [--folder /tmp/replay] [--keep]
 
 debootstrap makes the base, buildah (in chroots, without a registry) takes the very Dockerfile, and in a container of the image
-`raml doctor` and `raml run smoke` are run by the image's user. It prints what each took, and the sizes. It needs root, Debian's
-packages and PyPI, 25 GB in --folder and half an hour; where a machine needs a certificate authority (SSL_CERT_FILE) or a folder
-of wheels (PIP_FIND_LINKS) of its own, the build is given them.
+the health check, `raml doctor` and (cpu) `raml run smoke` are run by the image's user. It prints what each took, and the sizes.
+It needs root, Debian's packages and PyPI, half an hour, and 25 GB in --folder (gpu: 40, and 20 in /var/tmp, where buildah
+packs); where a machine needs a certificate authority (SSL_CERT_FILE) or, cpu, a folder of wheels (PIP_FIND_LINKS) of its own,
+the build is given them.
 """
 
 import argparse
@@ -25,12 +26,13 @@ BASE = "localhost/debian:bookworm-slim"
 class Replay:
     """Buildah with its storage in a folder of its own, and what its steps took."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, driver: str) -> None:
         self.folder = folder
+        self.driver = driver
         self.took: list[tuple[str, float]] = []
 
     def buildah(self, *words: str, capture: bool = False) -> str:
-        store = ["--root", f"{self.folder}/store", "--runroot", f"{self.folder}/run", "--storage-driver", "vfs"]
+        store = ["--root", f"{self.folder}/store", "--runroot", f"{self.folder}/run", "--storage-driver", self.driver]
         done = subprocess.run(
             ["buildah", *store, *words], check=True, text=True, stdout=subprocess.PIPE if capture else None, cwd=ROOT
         )
@@ -58,13 +60,14 @@ class Replay:
         self.buildah("commit", "--quiet", "--rm", container, BASE)
         packed.unlink()
 
-    def image(self, stack: str) -> str:
-        given: list[str] = []
+    def image(self, stack: str, without: str) -> str:
+        given = ["--build-arg", "FLASH_ATTN=no"] if without else []
         if authority := os.environ.get("SSL_CERT_FILE"):
             given += ["--volume", f"{authority}:/authority.crt:ro"]
             given += ["--build-arg", "SSL_CERT_FILE=/authority.crt", "--build-arg", "PIP_CERT=/authority.crt"]
         wheels = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS", "")
-        if wheels and Path(wheels).is_dir():
+        # torch's CPU build would answer to the gpu lock's name, and not to its hashes.
+        if stack == "cpu" and wheels and Path(wheels).is_dir():
             given += ["--volume", f"{wheels}:/wheels:ro", "--build-arg", "UV_FIND_LINKS=/wheels"]
         name = f"localhost/raml:{stack}"
         words = ["bud", "--isolation", "chroot", "--pull-never", "--format", "docker", "--build-arg", f"BASE={BASE}"]
@@ -72,14 +75,15 @@ class Replay:
         self.step("build", words)
         return name
 
-    def check(self, image: str) -> None:
-        """The image's own user runs the doctor and the smallest run, with the image's entry point."""
+    def check(self, image: str, stack: str) -> None:
+        """The image's own user runs the doctor and (cpu) the smallest run, with the image's entry point."""
         container = self.buildah("from", "--pull-never", image, capture=True)
         entry = ["run", "--isolation", "chroot", "--workingdir", "/app", container, "--", "tini", "--"]
         self.step("who", [*entry, "id"])
         self.step("healthcheck", [*entry, "python", "/app/healthcheck.py"])
         self.step("raml doctor", [*entry, "raml", "doctor"])
-        self.step("raml run smoke", [*entry, "raml", "run", "smoke"])
+        if stack == "cpu":  # the other one's vLLM needs a GPU
+            self.step("raml run smoke", [*entry, "raml", "run", "smoke"])
         mounted = self.buildah("mount", container, capture=True)
         for part in ("", "app/.venv", "usr"):
             size = subprocess.run(
@@ -98,6 +102,10 @@ class Replay:
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--stack", choices=("cpu", "gpu"), default="cpu")
+    words.add_argument("--without", choices=("flash-attn",), default="", help="leave out what is compiled for hours")
+    words.add_argument(
+        "--storage-driver", default="overlay", help="buildah's; `vfs` copies every layer, and works on any file system"
+    )
     words.add_argument("--folder", type=Path, default=Path("/tmp/replay"))
     words.add_argument("--keep", action="store_true", help="leave base and image there, to look at or for a second run")
     options = words.parse_args()
@@ -106,13 +114,11 @@ def main() -> int:
             sys.stderr.write(f"{program} is missing\n  type: sudo apt-get install {package}\n")
             return 1
     options.folder.mkdir(parents=True, exist_ok=True)
-    replay = Replay(options.folder.resolve())
+    replay = Replay(options.folder.resolve(), options.storage_driver)
     try:
         if BASE not in replay.buildah("images", "--format", "{{.Name}}:{{.Tag}}", capture=True):
             replay.base()
-        image = replay.image(options.stack)
-        if options.stack == "cpu":
-            replay.check(image)
+        replay.check(replay.image(options.stack, options.without), options.stack)
         replay.buildah("images")
     finally:
         for name, seconds in replay.took:

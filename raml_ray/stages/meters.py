@@ -3,6 +3,8 @@
 Telling costs a look-up and an addition in this process; Ray collects it every ten seconds.
 """
 
+import threading
+import time
 from functools import cache
 from typing import NamedTuple
 
@@ -26,6 +28,13 @@ METERS = {
     "raml_judge_verdicts": Meter(Counter, "verdicts that judges have given, count", ("verdict",)),
 }
 
+REPEATED_S = 5.0
+"""Less than the ten seconds between two reports of a process to its node's agent."""
+
+_shown: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
+"""Gauge and its tags -> what this process said last."""
+_lock = threading.Lock()
+
 
 @cache
 def _made(name: str) -> Counter | Gauge:
@@ -41,5 +50,23 @@ def count(name: str, more: float, **tags: str) -> None:
 
 
 def show(name: str, value: float, **tags: str) -> None:
-    """Set a gauge."""
-    _made(name).set(value, tags)
+    """Set a gauge: it has this value until it is set again, or this process ends."""
+    with _lock:
+        _shown[name, frozenset(tags.items())] = value
+        _made(name).set(value, tags)
+        _repeating()
+
+
+@cache
+def _repeating() -> None:
+    """Begins, once in a process, to set its gauges again and again."""
+    threading.Thread(target=_repeat, name="meters", daemon=True).start()
+
+
+def _repeat() -> None:
+    # Ray reports a gauge once for each time it is set, and its agent forgets it 20 s later.
+    while True:
+        time.sleep(REPEATED_S)
+        with _lock:
+            for (name, tags), value in _shown.items():
+                _made(name).set(value, dict(tags))
