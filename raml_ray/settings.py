@@ -801,9 +801,6 @@ class ClusterConfig(Settings):
     """Logical CPUs of a local Ray; 0 takes the machine's, and never fewer than the two that learner and engine need."""
     object_store_mib: int = Field(400, ge=80)
     """Object store of a local Ray."""
-    wait_for_resources_s: float = Field(0, ge=0)
-    """A step that needs more than Ray has asks the cluster's autoscaler for it and waits so long; then it is refused, with 0
-    at once."""
     stop_timeout_s: float = Field(25, gt=0)
     """After SIGTERM learners get so long to end their step and save it; then the run ends without. Less than what sends
     the signal waits until it kills: 30 s for a pod, 3 s for `ray job stop` (RAY_JOB_STOP_WAIT_TIME_S)."""

@@ -21,8 +21,7 @@ def run(context: Context) -> Outcome:
     config = context.config
     if config.base.kind == "random":
         return _random(context)
-    threads = {f"base.num_threads={config.base.num_threads}": cluster.Need(1, config.base.num_threads)}
-    cluster.check_fits(threads, config.cluster.wait_for_resources_s)
+    cluster.check_fits({f"base.num_threads={config.base.num_threads}": (config.base.num_threads, 0)})
     train = ray.remote(_train).options(
         num_cpus=config.base.num_threads, max_retries=2, scheduling_strategy=cluster.ANYWHERE
     )
