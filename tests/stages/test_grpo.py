@@ -1,5 +1,6 @@
 """GRPO with real learners and real rollout engines: weights that arrive, weights that do not, and a run that is killed."""
 
+import contextlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from raml_ray import presets
 from raml_ray.config import Config, ConfigError, Step, dump, override
@@ -203,6 +205,9 @@ def test_a_pool_that_died_behind_the_last_version_costs_its_nodes_and_not_the_st
     pool = Pool.remote()  # type: ignore[attr-defined]
     assert grpo._engine_nodes(pool, 60) == {"engine_nodes": ["n"]}
     ray.kill(pool)
+    with contextlib.suppress(RayActorError):  # killed is not dead at once
+        while True:
+            ray.get(pool.nodes.remote(), timeout=60)
     assert grpo._engine_nodes(pool, 60) == {}
     assert "the pool does not answer (ActorDiedError)" in caplog.text
 
