@@ -2,7 +2,7 @@
 
 Seeds are 1, 2 and 3, since seed 0 has been looked at (README). A seed has its own base policy, trajectories, questions and
 training. All sweeps share one size of training, so that a figure of one can be held against another's; alone, they ask the
-first 40 questions of each set, which keeps the longest within half an hour on two cores, and together all 60.
+first 40 questions of each set (half an hour on two cores, by sums of what steps took: README), and together all 60.
 """
 
 from collections.abc import Mapping
