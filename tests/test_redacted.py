@@ -44,7 +44,7 @@ def test_no_way_of_writing_a_secret_into_an_address_shows_it(address: str, shown
         "abfs://runs@account.dfs.core.windows.net/x",
         "https://host/x?split=test&limit=3",
         "write to someone@host; key=3?",
-        "sqlite:////work/mlflow.db",
+        "sqlite:////srv/mlflow.db",
     ],
 )
 def test_what_holds_no_secret_stays_as_it_is(harmless: str) -> None:

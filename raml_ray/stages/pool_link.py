@@ -51,10 +51,8 @@ class PoolLink:
         )
         starts = config.grpo.max_engine_failures + 1
         # A pool that died is being started again: it is waited for, too.
-        is_ready, patience_s = (
-            pool.ready.options(max_task_retries=-1).remote(),
-            (starts + 1) * config.engine.start_timeout_s,
-        )
+        is_ready = pool.ready.options(max_task_retries=-1).remote()
+        patience_s = (starts + 1) * config.engine.start_timeout_s
         watchdog.reached("the start of the engines", patience_s)
         self._asked(is_ready, patience_s, "the rollout engines to be ready")
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from raml_ray.formulas.architecture import Passes
 from raml_ray.settings import TrainConfig
 from raml_ray.text.batches import Batch
-from raml_ray.workers import arrival, attention, lora
+from raml_ray.workers import arrival, attention, lora, watchdog
 from raml_ray.workers.policy import TokenLogprobs
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class Sharded(ABC):
 
     def token_logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Log-probability of every response token of the batch, (B, T) float32, nats; 0 elsewhere."""
+        watchdog.passed()
         self.work.note(batch)
         batch = batch.to(self.device)
         logprob_BT: Tensor = self._called(

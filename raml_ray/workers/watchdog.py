@@ -1,6 +1,6 @@
 """A rank that hangs is ended: nothing else ends one that no other waits for, and Ray Train waits for it for ever.
 
-A process has one watchdog. Whoever does what may take long says so (`reached`); if then nothing more is said for
+A process has one watchdog. Whoever does what may take long says so (`reached`, `passed`); if then nothing more is said for
 train.step_timeout_s, the process says on standard error where it stood, with the stacks of all threads, and ends. A thread
 does that: it needs the interpreter's lock, which no collective, kernel or file access keeps.
 """
@@ -28,6 +28,9 @@ class _Watchdog:
         # One assignment: the thread never sees half of it.
         self._now = what, self._timeout_s + more_s, time.monotonic()
 
+    def passed(self) -> None:
+        self._now = (*self._now[:2], time.monotonic())
+
     def end(self) -> None:
         self._ended.set()
 
@@ -42,7 +45,7 @@ class _Watchdog:
 
     def _bite(self, what: str, patience_s: float) -> None:
         sys.stderr.write(
-            f"learner {self._rank} has been at {what} for {patience_s:g} s (train.step_timeout_s={self._timeout_s:g}):"
+            f"learner {self._rank} has not come on with {what} for {patience_s:g} s (train.step_timeout_s={self._timeout_s:g}):"
             " it hangs, and its process ends here; raise the limit if that takes so long\n"
         )
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
@@ -71,3 +74,9 @@ def reached(what: str, more_s: float = 0.0) -> None:
     """
     if _watchdog is not None:
         _watchdog.reached(what, more_s)
+
+
+def passed() -> None:
+    """Says that what was begun goes on: an update of many passes may take longer than any one of them."""
+    if _watchdog is not None:
+        _watchdog.passed()

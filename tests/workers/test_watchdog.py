@@ -17,9 +17,13 @@ GOES_ON = """
 import time
 from raml_ray.workers import watchdog
 watchdog.reached("nobody watches")
+watchdog.passed()
 with watchdog.watching(0, 3.0):
     for step in range(3):
         watchdog.reached(f"the update of step {step}")
+        time.sleep(1.5)
+    for batch in range(3):  # of one update
+        watchdog.passed()
         time.sleep(1.5)
     watchdog.reached("trajectories", 120.0)
     time.sleep(4.5)
@@ -39,7 +43,7 @@ def test_a_process_that_says_nothing_more_is_ended_and_names_where_it_stood() ->
     done = run(HANGS)
     assert done.returncode == 70
     assert done.stderr.startswith(
-        "learner 3 has been at the update of version 7 for 1 s (train.step_timeout_s=1): it hangs"
+        "learner 3 has not come on with the update of version 7 for 1 s (train.step_timeout_s=1): it hangs"
     )
     assert "in sampling" in done.stderr
 
