@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import aiohttp
@@ -27,6 +27,8 @@ EXCLUDED = [
 ]
 """Of the working directory what no job needs, beside what its .gitignore names. Policies come from `policy.path`, tables of
 trajectories and questions from a root or a store that all nodes see."""
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Where Ray looks for one, whatever it was told."""
 STARTED = "Running entrypoint for job "
 """Ray's last line in a job's log before the job's own."""
 ANSWERS_S = 20.0
@@ -64,15 +66,23 @@ def client(address: str) -> Client:
         )
     for handler in logging.getLogger("ray").handlers:  # every step of the upload is told at length
         handler.setLevel(logging.ERROR)
-    # Ray's client would put this one's value in the place of the address.
-    os.environ.pop("RAY_ADDRESS", None)
-    os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
-        return Client(address)
+        with _no_other_cluster():
+            return Client(address)
     except AuthenticationError as error:
         raise ConfigError(f"{address} refuses this token: {_first_line(error)}") from None
     except (ConnectionError, requests.RequestException) as error:
         raise ConfigError(f"{address} does not answer ({_first_line(error)}): is the head node up?") from None
+
+
+@contextlib.contextmanager
+def _no_other_cluster() -> Iterator[None]:
+    """Ray's client puts what the environment says in the place of the address that it is given."""
+    set_aside = {name: os.environ.pop(name) for name in ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(set_aside)
 
 
 def start(to: Client, words: Sequence[str], working_dir: str = ".") -> str:

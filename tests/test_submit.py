@@ -224,6 +224,17 @@ def test_what_the_cluster_would_stumble_over_is_refused_here(
     assert told in capsys.readouterr().err
 
 
+def test_the_address_that_was_given_is_asked_and_the_environment_left_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    before = dict(os.environ)
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1 does not answer \(.*127\.0\.0\.1:1"):
+        submit.client("http://127.0.0.1:1")
+    assert dict(os.environ) == before
+
+
 def test_a_cluster_is_never_joined_without_saying_with_which_token(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
