@@ -98,8 +98,14 @@ def metrics(groups: Groups, judged: Judged, settings: GrpoConfig) -> dict[str, f
     valid = [rollout for rollout in rollouts if rollout.verdict.is_judgement]
     answered = [rollout for rollout in rollouts if rollout.token_ids]
     num_tokens = sum(len(rollout.token_ids) for rollout in answered)
+    reward_N = judged.reward_QG[judged.valid_QG]
+    correct_QG = torch.tensor([[rollout.verdict is Verdict.CORRECT for rollout in group] for group in groups])
+    is_judged_Q = judged.valid_QG.any(dim=1)
     found = {
-        "grpo/reward": float(torch.where(judged.valid_QG, judged.reward_QG, 0.0).sum()) / max(len(valid), 1),
+        "grpo/reward": float(reward_N.sum()) / max(len(valid), 1),
+        "grpo/reward_std": float(reward_N.std(correction=0)) if len(valid) else 0.0,
+        "grpo/all_correct_fraction": float(((correct_QG | ~judged.valid_QG).all(dim=1) & is_judged_Q).float().mean()),
+        "grpo/none_correct_fraction": float((~correct_QG.any(dim=1) & is_judged_Q).float().mean()),
         "grpo/accuracy": sum(rollout.verdict is Verdict.CORRECT for rollout in valid) / max(len(valid), 1),
         "grpo/entropy": -sum(sum(rollout.logprobs) for rollout in answered) / max(num_tokens, 1),
         "grpo/response_tokens": num_tokens / max(len(answered), 1),

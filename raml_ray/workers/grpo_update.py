@@ -42,7 +42,7 @@ def update(
         for place, each in enumerate(minibatches)
     ]
     logprobs_s = time.perf_counter() - began
-    totals = dict.fromkeys(("count", "tokens", "absolute", "kl", "scored"), 0.0)
+    totals = dict.fromkeys(("count", "tokens", "absolute", "kl", "moved", "scored"), 0.0)
     sums: dict[str, float] = {}
     largest, norms, num_empty = 0.0, [], settings.num_minibatches - len(minibatches)
     for minibatch, mine in zip(minibatches, shares, strict=True):
@@ -52,7 +52,7 @@ def update(
             num_empty += 1
         else:
             largest = max(largest, found.pop("largest"))
-            for name in ("absolute", "kl", "scored"):
+            for name in ("absolute", "kl", "moved", "scored"):
                 totals[name] += found.pop(name)
             done = policy.step(settings.learning_rate)
             if done.skipped:
@@ -69,6 +69,7 @@ def update(
         "grpo/clipped_low_fraction": sums.get("low", 0.0) / tokens,
         "grpo/clipped_high_fraction": sums.get("high", 0.0) / tokens,
         "grpo/corrected_fraction": sums.get("corrected", 0.0) / tokens,
+        "grpo/approx_kl": totals["moved"] / scored,
         "grpo/mismatch_mean": totals["absolute"] / scored,
         "grpo/mismatch_kl": totals["kl"] / scored,
         "grpo/mismatch_max": largest,
@@ -194,7 +195,8 @@ def policy_loss(
                 logprob_BT, old_BT, advantage_BT, mask_BT, clip_low=low, clip_high=high
             )
     loss_BT = surrogate.loss_BT
-    counted = {"low": surrogate.held_low_BT, "high": surrogate.held_high_BT}
+    moved_BT = regularizers.kl(old_BT, logprob_BT.detach(), mask_BT, "k3")
+    counted = {"low": surrogate.held_low_BT, "high": surrogate.held_high_BT, "moved": moved_BT}
     rollout_BT = batch.fields.get("rollout_logprob", old_BT)
     if settings.correction != "none":
         corrected = off_policy.correction(old_BT, rollout_BT, settings.correction, cap=settings.correction_cap)

@@ -109,6 +109,21 @@ def test_a_step_that_nobody_could_judge_selects_nothing(selection: str) -> None:
     assert (found["grpo/unjudged"], found["grpo/updated_trajectories"]) == (4.0, 0.0)
 
 
+def test_rewards_spread_and_groups_that_agree_are_counted() -> None:
+    unjudged = group(Verdict.TIMEOUT, Verdict.ERROR)
+    given = [
+        group(CORRECT, CORRECT),
+        group(CORRECT, Verdict.ERROR),
+        group(WRONG, CORRECT),
+        group(WRONG, WRONG),
+        unjudged,
+    ]
+    found = grpo_groups.metrics(given, grpo_groups.judge(given, of(num_updated=2), seed=0), SETTINGS)
+    # Of seven rewards four are 1: a mean of 4/7, a variance of 4/7 * 3/7
+    assert found["grpo/reward_std"] == pytest.approx(math.sqrt(12) / 7)
+    assert (found["grpo/all_correct_fraction"], found["grpo/none_correct_fraction"]) == pytest.approx((0.4, 0.2))
+
+
 def test_the_entropy_is_that_of_the_sampled_tokens() -> None:
     given = [[rollout(0, [5, 6], CORRECT, logprob=-1.0), rollout(0, [5, 6, 7, 8], WRONG, logprob=-0.25)]]
     # 2 tokens of 1 nat and 4 of 1/4 nat

@@ -61,9 +61,9 @@ def off_policy_examples() -> list[Example]:
     return made
 
 
-def gradient(settings: GrpoConfig, max_tokens: int) -> tuple[list[torch.Tensor], dict[str, float]]:
+def gradient(settings: GrpoConfig, max_tokens: int, packing: bool) -> tuple[list[torch.Tensor], dict[str, float]]:
     """Of all examples together, whole, and the sums that are logged."""
-    limits = LIMITS.model_copy(update={"max_tokens_per_micro_batch": max_tokens})
+    limits = LIMITS.model_copy(update={"max_tokens_per_micro_batch": max_tokens, "packing": packing})
     policy = sharding.wrap(tiny.model(), limits)
     given = off_policy_examples()
     mine = share(given, policy.rank, policy.world_size)
@@ -82,15 +82,16 @@ def variants() -> dict[str, GrpoConfig]:
     return made | {"regularized": SETTINGS.model_copy(update=regularized)}
 
 
-def all_gradients(max_tokens: int) -> dict[str, Any]:
-    return {name: gradient(settings, max_tokens) for name, settings in variants().items()}
+def all_gradients(max_tokens: int, *, packing: bool = True) -> dict[str, Any]:
+    return {name: gradient(settings, max_tokens, packing) for name, settings in variants().items()}
 
 
-def test_no_loss_depends_on_micro_batches_or_ranks(two_ranks: list[dict[str, Any]]) -> None:
+def test_no_loss_depends_on_micro_batches_packing_or_ranks(two_ranks: list[dict[str, Any]]) -> None:
     with ranks.alone():
         whole = all_gradients(10_000)
         split = all_gradients(25)
-    for found in (split, *(rank["gradients"] for rank in two_ranks)):
+        padded = [all_gradients(size, packing=False) for size in (10_000, 25)]
+    for found in (split, *padded, *(rank["gradients"] for rank in two_ranks)):
         for name, (gradients, sums) in whole.items():
             assert found[name][1] == pytest.approx(sums, abs=1e-4)
             for mine, theirs in zip(gradients, found[name][0], strict=True):
@@ -116,6 +117,7 @@ def test_the_first_minibatch_is_scored_by_its_own_step() -> None:
     )
     assert metrics["grpo/updated_tokens"] == lengths
     assert metrics["grpo/mismatch_mean"] > 0
+    assert metrics["grpo/approx_kl"] > 0  # the second minibatch meets a policy that the first has moved
 
 
 def divergences(coefficient: float) -> list[float]:
@@ -228,6 +230,11 @@ def test_a_step_without_anything_to_learn_from_is_counted(case: str) -> None:
     assert [metrics["grpo/empty_minibatches"] for metrics in seen] == [2.0, 2.0]
     assert [metrics["grpo/loss"] for metrics in seen] == [0.0, 0.0]
     assert seen[0]["grpo/truncated_fraction"] == 1.0
+
+
+def test_the_policy_has_not_moved_before_the_only_step() -> None:
+    with ranks.alone():
+        assert [metrics["grpo/approx_kl"] for metrics in run(2)] == [0.0, 0.0]
 
 
 def variances() -> list[dict[str, float]]:
