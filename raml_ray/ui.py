@@ -23,9 +23,8 @@ def serve(config: Config, port: int) -> int:
     command += ["--port", str(port), "--default-artifact-root", f"{storage.absolute(config.root)}/mlflow-artifacts"]
     sys.stdout.write(f"MLflow on http://127.0.0.1:{port} (end with Ctrl-C)\n")
     sys.stdout.flush()
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     try:
-        return subprocess.call(
-            command, env=os.environ | {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        )
+        return subprocess.call(command, env=os.environ | quiet | {"MLFLOW_BACKEND_STORE_URI": uri})
     except KeyboardInterrupt:
         return 0

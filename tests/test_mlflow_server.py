@@ -104,6 +104,7 @@ def serving(database: str, folder: Path) -> Iterator[str]:
         "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-this-test",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "PGPASSWORD": PASSWORD,
     }
     command = [sys.executable, "-m", "mlflow", "server"]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from raml_ray import stopping
+from tests.faults.hosts import waited_for
 
 
 def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.01)  # the handler runs between two instructions
+    signal.raise_signal(signal.SIGTERM)  # `os.kill` may wake another thread, and return before the handler has run
 
 
 def test_where_no_learner_trains_the_run_is_left_at_once_with_143() -> None:
@@ -45,7 +45,8 @@ def test_learners_are_told_and_a_second_signal_leaves(tmp_path: Path) -> None:
     ):
         assert not stopping.is_requested(str(tmp_path))
         terminate()
-        assert stopping.is_requested(str(tmp_path))
+        # Written by a thread of its own.
+        waited_for("the request", lambda: stopping.is_requested(str(tmp_path)), 20)
         terminate()
     assert not stopping.is_requested(str(tmp_path))
 

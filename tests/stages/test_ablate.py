@@ -70,6 +70,7 @@ def test_a_sweep_shares_what_it_can_names_what_failed_and_goes_on(
         ablate.run(override(config, {"ablate.space": {"evaluate.k": [1]}}))
 
 
+@pytest.mark.faults
 def test_a_trial_that_fails_is_kept_by_name_and_the_others_are_done(cluster: None, tmp_path: Path) -> None:
     config = override(small(tmp_path), {"ablate.space": {"engine.max_model_len": [3, 64]}})
     with pytest.raises(RuntimeError, match=r"1 of 2 trials failed.*\n\s+max_model_len_3: "):

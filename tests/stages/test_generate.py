@@ -247,6 +247,7 @@ generate.run(context_of(config, config.steps[0], Folder(sys.argv[1])))
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 def test_a_killed_driver_run_again_makes_what_is_missing(
     undisturbed: list[tuple[str, list[int]]], tmp_path: Path
 ) -> None:

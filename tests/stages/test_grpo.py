@@ -122,6 +122,7 @@ def test_after_every_sync_engine_and_learner_agree(runs: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_stale_head_stops_the_run_and_is_named(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(PLANT)
     shutil.copytree(runs / "undisturbed" / "base", runs / "planted" / "base")

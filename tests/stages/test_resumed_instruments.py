@@ -61,6 +61,7 @@ def tables(folder: str) -> dict[str, File]:
         ),
     ],
 )
+@pytest.mark.faults
 def test_a_lost_shard_is_made_again_alone_and_to_the_byte(
     judged: Path, instrument: str, settings: dict[str, object], lost: list[str], num_shards: dict[str, int]
 ) -> None:

@@ -229,6 +229,7 @@ def test_a_version_that_was_not_published_cannot_be_sampled(pool: ActorHandle, p
         sample(pool, 7)
 
 
+@pytest.mark.faults
 def test_a_place_whose_engines_keep_failing_is_retired_and_the_others_go_on_until_none_is_left(
     cluster: None, policy: Path
 ) -> None:

@@ -291,6 +291,7 @@ def rejected(context: Context) -> list[tuple[str, str]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_row_that_kills_every_engine_and_one_that_is_too_long_cost_themselves_alone(
     cluster: None, tmp_path: Path
 ) -> None:
@@ -329,6 +330,7 @@ def test_an_engine_that_stalls_is_replaced_and_nothing_is_lost(cluster: None, tm
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.faults
 def test_an_engine_that_hangs_in_its_start_is_ended_while_another_makes_the_shards(
     cluster: None, tmp_path: Path
 ) -> None:
