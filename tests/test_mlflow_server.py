@@ -1,6 +1,7 @@
 """The tracking server as deploy/kubernetes starts it: who is let in, and that what it was told outlives it.
 
-On SQLite; `make test-cluster` has it on PostgreSQL as well, as the manifest does, where `apt-get install postgresql` was typed.
+On SQLite, where `make test` asks who is let in; `make test-cluster` asks for the rest, and on PostgreSQL as well, as the manifest
+has it, where `apt-get install postgresql` was typed.
 """
 
 import base64
@@ -184,6 +185,7 @@ def test_artifacts_too_are_behind_the_password(server: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_and_the_password_outlive_the_server(database: str, tmp_path: Path) -> None:
     name = "the-run-that-stays"
     with serving(database, tmp_path) as address:

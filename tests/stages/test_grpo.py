@@ -108,6 +108,7 @@ def metrics(root: Path, name: str) -> list[dict[str, float]]:
 @pytest.mark.ray
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.faults  # beside those that are killed, which are held against the same run
 def test_after_every_sync_engine_and_learner_agree(runs: Path) -> None:
     rows = metrics(runs, "undisturbed")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
