@@ -24,6 +24,7 @@ holds next to nothing, and refuse them."""
 FEWEST_CPUS = 3
 NODE_ANSWERS_S = 120.0
 """A node that is alive has started a worker and looked into a folder by then."""
+ADDRESS = "RAY_ADDRESS"
 UPLOADED = "/working_dir_files/_ray_pkg_"
 """Part of the path of Ray's copy of a job's working directory."""
 
@@ -37,7 +38,7 @@ def connected(config: Config) -> Iterator[str]:
     if ray.is_initialized():
         yield ""
         return
-    address = os.environ.get("RAY_ADDRESS") or config.cluster.address
+    address = os.environ.get(ADDRESS) or config.cluster.address
     if address == "local":
         num_cpus = config.cluster.num_cpus or max(os.cpu_count() or 1, FEWEST_CPUS)
         ray_there = ray.init(
@@ -58,6 +59,19 @@ def connected(config: Config) -> Iterator[str]:
         yield str(ray_there.address_info["webui_url"] or "")
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def told_in_environment() -> Iterator[None]:
+    """RAY_ADDRESS is that of the cluster that this process is connected to, for the block."""
+    before = os.environ.get(ADDRESS)
+    os.environ[ADDRESS] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        del os.environ[ADDRESS]
+        if before is not None:
+            os.environ[ADDRESS] = before
 
 
 def check_fits(asked: dict[str, tuple[float, float]]) -> None:

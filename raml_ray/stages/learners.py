@@ -16,6 +16,7 @@ import pyarrow.fs
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from raml_ray import cluster, faults, stopping
 from raml_ray.config import Config, ConfigError, dump, load
@@ -36,6 +37,11 @@ MOST_CONTROLLER_FAILURES = 5
 LEFT, ERROR, REFUSED = "left", "error", "refused"
 """The only entry of what a rank returns that did not come to its end: because it was asked to leave after that step, or
 because of what it says, which a restart would find again; what was refused, a person can correct."""
+
+# An actor of Ray Train's gives back the CPUs of learners whose driver, a trial, was killed. Whether it lives, it asks the
+# Ray that it finds on its machine; where there are two it asks none, and the CPUs are gone for good. Train has no setting
+# for it.
+ENV_VARS_TO_PROPAGATE.add(cluster.ADDRESS)
 
 Worker = Callable[[dict[str, Any]], Mapping[str, Any] | None]
 """Runs on every rank with what `run` was given: its arguments, `config` as JSON, `folder` and `policy`."""
@@ -58,7 +64,7 @@ def run(worker: Worker, arguments: Mapping[str, Any], *, config: Config, folder:
         run_config=_run(config.train, folder),
     )
     try:
-        with stopping.told_to_learners(folder.path):
+        with stopping.told_to_learners(folder.path), cluster.told_in_environment():
             result = trainer.fit()
     except TrainingFailedError as error:
         raise _cause(error, config.train) from error

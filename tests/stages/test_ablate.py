@@ -3,12 +3,15 @@
 import json
 import logging
 import re
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raml_ray.config import Config, ConfigError, Step, load, override
@@ -114,10 +117,23 @@ def test_tasks_of_a_step_find_their_cpus_outside_the_placement_group_of_a_trial(
     remove_placement_group(group)
 
 
+@pytest.fixture
+def another_ray() -> Iterator[None]:
+    """A second cluster on this machine, as of another user, or of a driver that was killed a moment ago."""
+    code = "import ray; ray.init('local', num_cpus=1, object_store_memory=80 * 2**20); print(); print('up', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
+    ) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert "up\n" in other.stdout
+        yield
+        other.stdin.close()
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_trial_that_is_behind_is_ended_amid_its_versions_and_named_and_the_other_is_whole(
-    cluster: None, tmp_path: Path
+    cluster: None, another_ray: None, tmp_path: Path
 ) -> None:
     num_versions, free = 10, ray.available_resources()["CPU"]
     steps = (
@@ -159,7 +175,7 @@ def test_a_trial_that_is_behind_is_ended_amid_its_versions_and_named_and_the_oth
     # Its engines and learners are gone with it.
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU", 0) < free:
-        assert time.monotonic() < deadline, ray.available_resources()
+        assert time.monotonic() < deadline, placement_group_table()
         time.sleep(0.2)
     ablate.run(config)  # it is ended, and stays so
     assert read_metrics(folder / f"grpo_{behind}") == rows[behind]
