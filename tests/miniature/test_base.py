@@ -99,3 +99,16 @@ def test_a_saved_policy_loads_as_any_other(run, tmp_path: Path):
         assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert loaded.config.eos_token_id == loaded.generation_config.eos_token_id == TOKENIZER.eos_token_id
     assert loaded.config.tie_word_embeddings
+
+
+def test_muon_orthogonalises_in_float32():
+    """Of two equal singular values, each 1 / sqrt(2) of the whole, five quintic steps can be worked out on one number."""
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.eye(2)
+    optimizer = torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)
+    value = 1 / math.sqrt(2)
+    for _ in range(5):
+        value = 3.4445 * value - 4.7750 * value**3 + 2.0315 * value**5
+    with base.InFloat32():
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), -value * torch.eye(2), atol=1e-6, rtol=0)
