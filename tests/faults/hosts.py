@@ -5,6 +5,7 @@ Where namespaces are not to be had, hosts are processes that listen on 127.0.0.x
 """
 
 import contextlib
+import os
 import shlex
 import signal
 import subprocess
@@ -168,6 +169,30 @@ def _tell(name: str, what: signal.Signals) -> None:
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == name:
                 process.send_signal(what)
+
+
+def open_to_ssh(host: Host, folder: Path) -> str:
+    """Has a server of ssh run there for a key that is made in the folder; the words that a client needs beside the address."""
+    for name in ("server", "client"):
+        _done(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)])
+    port = 22 if host.link else host.dashboard_port + 2
+    options = [
+        "UsePAM=no",
+        "StrictModes=no",
+        f"AuthorizedKeysFile={folder}/client.pub",
+        f"ListenAddress={host.address}",
+    ]
+    words = shlex.join(word for option in options for word in ("-o", option))
+    said = folder / "sshd.log"
+    serve = f"mkdir -p /run/sshd && exec /usr/sbin/sshd -D -e -f /dev/null -p {port} -h {folder}/server {words}"
+    server = host.start(serve, {"PATH": os.environ["PATH"]}, said)
+
+    def listens() -> bool:
+        assert server.poll() is None, f"no ssh on {host.name} (package openssh-server?): {said.read_text()}"
+        return "listening on" in said.read_text()
+
+    waited_for("ssh", listens, 30)
+    return f"-p {port} -i {folder}/client -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
 
 
 def _namespaces(prepare: str, keepers: list[subprocess.Popen[bytes]]) -> int:

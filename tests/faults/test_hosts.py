@@ -51,7 +51,7 @@ def lines_of_readme() -> dict[str, list[str]]:
     for command, where in LINE.findall(section[1]):
         if where in found:  # the others are for clusters of other kinds
             found[where].append(command)
-    assert [len(lines) for lines in found.values()] == [1, 1, 1, 3]
+    assert [len(lines) for lines in found.values()] == [1, 1, 1, 4]
     return found
 
 
@@ -64,11 +64,14 @@ class Cluster(NamedTuple):
     clone: Path
     environment: Mapping[str, str]
     root: Path
+    tunnel: int
+    """The port of the laptop's loopback that leads to the head's dashboard."""
 
     def given(self, command: str, more: str = "") -> str:
         """A line of the README as it is typed in the clone."""
         everywhere = lines_of_readme()[EVERYWHERE][0].replace("TOKEN=TOKEN", "TOKEN=$GIVEN_TOKEN")
-        command = command.replace("HEAD:8265", f"{self.head.address}:{self.head.dashboard_port}")
+        command = command.replace("-L 8265:127.0.0.1:8265", f"-L {self.tunnel}:127.0.0.1:{self.head.dashboard_port}")
+        command = command.replace("127.0.0.1:8265", f"127.0.0.1:{self.tunnel}")
         command = command.replace("HEAD", self.head.address).replace("/shared/runs", str(self.root))
         return f"cd {self.clone} && {everywhere} && {command} {more}"
 
@@ -92,23 +95,35 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         head, *others, laptop = found.values()
         root = folder / "runs"
         root.mkdir()
-        there = Cluster(head, others, laptop, clone, environment, root)
+        tunnel = laptop.dashboard_port if laptop.link else head.dashboard_port + 1
+        there = Cluster(head, others, laptop, clone, environment, root, tunnel)
         head.run(there.given(lines[HEAD][0], f"{ON_ONE_MACHINE[HEAD]} {head.ray_words}"), environment, 300)
         for host in others:
             host.run(there.given(lines[OTHERS][0], f"{ON_ONE_MACHINE[OTHERS]} {host.ray_words}"), environment, 300)
+        words = hosts.open_to_ssh(head, folder)
+        tunnel_line = there.given(lines[ANYWHERE][0]).replace("ssh ", f"ssh {words} ")
+        assert laptop.start(tunnel_line, environment, folder / "ssh.log").wait(60) == 0, (
+            folder / "ssh.log"
+        ).read_text()
         yield there
 
 
 def test_a_request_without_the_token_is_refused(cluster: Cluster) -> None:
-    url = f"http://{cluster.head.address}:{cluster.head.dashboard_port}/api/jobs/"
-    ask = f"import urllib.request as r, urllib.error as e\ntry: r.urlopen('{url}')\nexcept e.HTTPError as no: print(no.code)"
-    assert cluster.laptop.run(f'{sys.executable} -c "{ask}"', cluster.environment, 60).stdout == "401\n"
+    """And another host reaches the dashboard through ssh alone."""
+
+    def answer(address: str, port: int) -> str:
+        asks = f"import urllib.request as r, urllib.error as e\ntry: r.urlopen('http://{address}:{port}/api/jobs/')"
+        asks += "\nexcept e.HTTPError as no: print(no.code)\nexcept e.URLError as no: print(type(no.reason).__name__)"
+        return cluster.laptop.run(f'{sys.executable} -c "{asks}"', cluster.environment, 60).stdout
+
+    assert answer("127.0.0.1", cluster.tunnel) == "401\n"
+    assert answer(cluster.head.address, cluster.head.dashboard_port) == "ConnectionRefusedError\n"
 
 
 def test_the_doctor_finds_every_host_sound_and_a_root_that_one_does_not_see(cluster: Cluster) -> None:
     if not cluster.others[1].link:
         pytest.skip("on 127.0.0.x all hosts see one disk: a root that one does not see needs namespaces")
-    doctor = lines_of_readme()[ANYWHERE][0]
+    _, doctor, submit, _ = lines_of_readme()[ANYWHERE]
     said = cluster.laptop.run(cluster.given(doctor), cluster.environment, 300).stdout
     print(f"\n{said}")
     for found in ("versions: equal on 3 nodes", "ports: every node reaches", "token: RAY_AUTH_MODE=token on 3 nodes"):
@@ -120,16 +135,15 @@ def test_the_doctor_finds_every_host_sound_and_a_root_that_one_does_not_see(clus
     try:
         with pytest.raises(AssertionError, match=r"is not the same folder on every node:\s+two: FileNotFoundError"):
             cluster.laptop.run(cluster.given(doctor), cluster.environment, 300)
-        submit = cluster.given(lines_of_readme()[ANYWHERE][1])
         with pytest.raises(AssertionError, match=r"is not the same folder on every node:\s+two: FileNotFoundError"):
-            cluster.laptop.run(submit, cluster.environment, 300)
+            cluster.laptop.run(cluster.given(submit), cluster.environment, 300)
         assert list(cluster.root.glob("smoke/*/config.json")) == [], "a step has begun"
     finally:
         cluster.others[1].show(cluster.root)
 
 
 def test_a_run_whose_follower_is_cut_off_and_which_loses_a_host_is_completed(cluster: Cluster) -> None:
-    _, submit, status = lines_of_readme()[ANYWHERE]
+    *_, submit, status = lines_of_readme()[ANYWHERE]
     said, run = cluster.root.parent / "submit.log", cluster.root / "smoke"
     began = time.monotonic()
     follower = cluster.laptop.start(cluster.given(submit, SPREAD), cluster.environment, said)
