@@ -11,6 +11,8 @@ import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
@@ -204,9 +206,12 @@ def finished(name: str, title: str, caption: str, canvas: Canvas, rows: list[dic
     """The drawing as the page and a paper take it, and the rows behind it."""
     _legends_below(canvas)
     vector, pixels = io.StringIO(), io.BytesIO()
-    canvas.savefig(vector, format="svg", metadata={"Date": None})
+    # `savefig` draws twice, at first for nothing but the layout.
+    FigureCanvasSVG(canvas).print_svg(vector, metadata={"Date": None})
     canvas.set_layout_engine("none")  # it is laid out; a second time takes as long as drawing it
-    canvas.savefig(pixels, format="png", dpi=160, facecolor="white")
+    canvas.set_dpi(160)
+    canvas.set_facecolor("white")
+    FigureCanvasAgg(canvas).print_png(pixels)
     return Figure(name, title, caption, vector.getvalue(), pixels.getvalue(), pa.Table.from_pylist(rows))
 
 
