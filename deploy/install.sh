@@ -49,6 +49,8 @@ printf 'raml_ray: installing the %s stack into %s\n' "$stack" "$venv" >&2
 uv=$venv/bin/uv
 VIRTUAL_ENV=$(cd "$venv" && pwd)
 export VIRTUAL_ENV UV_LINK_MODE=${UV_LINK_MODE:-copy}
+# uv brings certificates of its own, among which those of a company's or a mirror's proxy are not.
+[ -f /etc/ssl/certs/ca-certificates.crt ] && export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-true}
 # Compiled once here, or every process of every run compiles what it imports (where bytecode may not be written).
 install=("$uv" pip install --quiet --compile-bytecode --no-deps --require-hashes "${locks[@]}")
 if [ "$stack" = gpu ]; then
