@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raml_ray.miniature import base, tokenizer
@@ -99,6 +100,25 @@ def test_a_saved_policy_loads_as_any_other(run, tmp_path: Path):
         assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert loaded.config.eos_token_id == loaded.generation_config.eos_token_id == TOKENIZER.eos_token_id
     assert loaded.config.tie_word_embeddings
+
+
+class Called(TorchFunctionMode):
+    """What torch is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.functions = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.functions.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_training_never_computes_in_bfloat16():
+    with Called() as called:
+        trained(seed=0, settings=SMALL.model_copy(update={"num_steps": 1}))
+    assert torch.addmm in called.functions  # Muon's, among others
+    assert torch.Tensor.bfloat16 not in called.functions
 
 
 def test_muon_orthogonalises_in_float32():
