@@ -2,6 +2,7 @@
 
 Words are added to its lines where one machine plays several hosts: how many CPUs each says that it has, and where
 engines and learners go. `make setup` is left out: the clone borrows the environment that runs the tests.
+Needs `apt-get install openssh-server`.
 """
 
 import json
