@@ -109,16 +109,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield there
 
 
-def test_a_request_without_the_token_is_refused(cluster: Cluster) -> None:
-    """And another host reaches the dashboard through ssh alone."""
+def answer(cluster: Cluster, address: str, port: int) -> str:
+    """What the laptop is told there without a token: HTTP's status, or the name of what went wrong."""
+    asks = f"import urllib.request as r, urllib.error as e\ntry: r.urlopen('http://{address}:{port}/api/jobs/', timeout=10)"
+    asks += "\nexcept e.HTTPError as no: print(no.code)"
+    asks += "\nexcept OSError as no: print(type(getattr(no, 'reason', no)).__name__)"
+    return cluster.laptop.run(f'{sys.executable} -c "{asks}"', cluster.environment, 60).stdout.strip()
 
-    def answer(address: str, port: int) -> str:
-        asks = f"import urllib.request as r, urllib.error as e\ntry: r.urlopen('http://{address}:{port}/api/jobs/')"
-        asks += "\nexcept e.HTTPError as no: print(no.code)\nexcept e.URLError as no: print(type(no.reason).__name__)"
-        return cluster.laptop.run(f'{sys.executable} -c "{asks}"', cluster.environment, 60).stdout
 
-    assert answer("127.0.0.1", cluster.tunnel) == "401\n"
-    assert answer(cluster.head.address, cluster.head.dashboard_port) == "ConnectionRefusedError\n"
+def test_a_request_without_the_token_is_refused_and_one_beside_the_tunnel_too(cluster: Cluster) -> None:
+    assert answer(cluster, "127.0.0.1", cluster.tunnel) == "401"
+    assert answer(cluster, cluster.head.address, cluster.head.dashboard_port) == "ConnectionRefusedError"
 
 
 def test_the_doctor_finds_every_host_sound_and_a_root_that_one_does_not_see(cluster: Cluster) -> None:
@@ -160,6 +161,8 @@ def test_a_run_whose_follower_is_cut_off_and_which_loses_a_host_is_completed(clu
     cluster.laptop.unplug()
     waited("verdicts, of a run that nobody follows", "verify/summary.json")
     cluster.laptop.plug()
+    # The tunnel's TCP waits twice as long before each try, up to two minutes: a follower does, too, a command asks once.
+    waited_for("tunnel", lambda: answer(cluster, "127.0.0.1", cluster.tunnel) == "401", 180)
     table = cluster.laptop.run(cluster.given(status), cluster.environment, 300).stdout
     assert re.search(r"^generate +generate +finished", table, re.M), table
     waited("first version", "grpo_zero/metrics.jsonl")
