@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -74,8 +74,20 @@ def told_in_environment() -> Iterator[None]:
             os.environ[ADDRESS] = before
 
 
-def check_fits(asked: dict[str, tuple[float, float]]) -> None:
-    """Refuse what can never be scheduled, before any actor starts. `asked`: who -> (logical CPUs, GPUs).
+Asked = dict[str, tuple[float, float]]
+"""Who -> (logical CPUs, GPUs)."""
+
+
+def fits(asked: Sequence[Asked]) -> bool:
+    """Whether the cluster has the CPUs and GPUs of all of them together."""
+    there, wanted = ray.cluster_resources(), [need for each in asked for need in each.values()]
+    return all(
+        sum(need[index] for need in wanted) <= there.get(resource, 0) for index, resource in enumerate(("CPU", "GPU"))
+    )
+
+
+def check_fits(asked: Asked) -> None:
+    """Refuse what can never be scheduled, before any actor starts.
 
     Raises: ConfigError that adds up who wants what and says what there is.
     """

@@ -801,6 +801,9 @@ class ClusterConfig(Settings):
     """Logical CPUs of a local Ray; 0 takes the machine's, and never fewer than the two that learner and engine need."""
     object_store_mib: int = Field(400, ge=80)
     """Object store of a local Ray."""
+    steps_at_once: int = Field(1, ge=1)
+    """Steps of a run that do not build on one another run side by side, up to so many, while the cluster has the CPUs and
+    GPUs that they ask for together. Seconds and memory of such steps are those of all that ran meanwhile."""
     stop_timeout_s: float = Field(25, gt=0)
     """After SIGTERM learners get so long to end their step and save it; then the run ends without. Less than what sends
     the signal waits until it kills: 30 s for a pod, 3 s for `ray job stop` (RAY_JOB_STOP_WAIT_TIME_S)."""

@@ -65,6 +65,7 @@ class TrackedStep:
 
     def finish(self, status: Status, figures: Mapping[str, float], artifacts: Sequence[str]) -> None:
         """End the step's run with its figures (by dotted name) and copies of the files (or folders) given."""
+        self._tracker._open.discard(self._name)
         self._tracker._put(Finish(self._name, status, dict(figures), list(artifacts)))
         if status != "FINISHED":
             self._tracker.status = status
@@ -81,6 +82,7 @@ class Tracker:
         self.status: Status = "FINISHED"  # of the whole run, until a step says otherwise
         self._folder, self._seed = run_folder, str(config.seed)
         self._sender: _Sender | None = None
+        self._open: set[str] = set()
         uri = tracking_uri(config)
         if uri is None:
             return
@@ -95,14 +97,18 @@ class Tracker:
 
     def start_step(self, name: str, stage: str, params: Mapping[str, object], tags: Mapping[str, str]) -> TrackedStep:
         """Begin (or continue) the step's run, and follow the metrics.jsonl of its folder."""
+        self._open.add(name)
         own = {"raml.step": name, "raml.stage": stage, "raml.seed": self._seed}
         self._put(Start(name, self._folder / name, dict(params), own | version_tags() | dict(tags)))
         return TrackedStep(self, name)
 
     def close(self, timeout: float = 20.0) -> None:
-        """Send what is left and end the whole run; after `timeout` seconds leave the rest to metrics.jsonl."""
+        """Send what is left and end the whole run, and as KILLED the steps that are under way; after `timeout` seconds
+        leave the rest to metrics.jsonl."""
         if self._sender is None:
             return
+        for name in list(self._open):
+            TrackedStep(self, name).finish("KILLED", {}, [])
         self._put(Finish("", self.status, {}, []))
         self._sender.closing.set()
         self._sender.join(timeout)

@@ -10,6 +10,8 @@ DATA_TASKS = {"Ray Data's own tasks": (1.0, 0.0)}
 def asked(config: Config, stage: Stage) -> dict[str, tuple[float, float]]:
     """Who asks for how many logical CPUs and GPUs, for `cluster.check_fits`."""
     match stage:
+        case "base":
+            return {f"base.num_threads={config.base.num_threads}": (float(config.base.num_threads), 0.0)}
         case "generate":
             return _engines(config, config.generate.num_engines, "generate") | DATA_TASKS
         case "evaluate":

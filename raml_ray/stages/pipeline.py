@@ -1,6 +1,7 @@
 """A run: its steps in order, each finished once, resumed when it was cut off, and refused when its settings changed."""
 
 import logging
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from raml_ray.config import Config, ConfigError, Stage, Step, dump, fingerprint,
 from raml_ray.memory import PeakMemory
 from raml_ray.provenance import version_tags, versions
 from raml_ray.redacted import without_secrets
-from raml_ray.stages import chosen, progress
+from raml_ray.stages import chosen, needs, progress, side_by_side
 from raml_ray.stages import inputs as outside
 from raml_ray.stages.context import Context, Outcome, changes, manifest, narrowed
 from raml_ray.storage import SUMMARY, Folder
@@ -49,19 +50,28 @@ def run(config: Config, *, only: str | None = None, stage: Stage | None = None, 
         # Ray sets a handler of its own when it is connected to.
         with cluster.connected(config), stopping.on_sigterm(config.cluster.stop_timeout_s):
             cluster.check_root(Folder(storage.absolute(config.root)))
-            run_steps(config, [step.name for step in steps], folder, tracker)
+            names = [step.name for step in steps]
+            run_steps(config, names, folder, tracker, at_once=config.cluster.steps_at_once)
     finally:
         tracker.close()
     return folder
 
 
-def run_steps(config: Config, names: Sequence[str], folder: Folder, tracker: Tracker) -> None:
-    """Run the steps of these names, in this order, on the Ray that is connected; those that are finished stay.
+def run_steps(config: Config, names: Sequence[str], folder: Folder, tracker: Tracker, *, at_once: int = 1) -> None:
+    """Run the steps of these names on the Ray that is connected, in this order, or `at_once` where they do not build on
+    one another; those that are finished stay.
 
     Raises: as `run`.
     """
-    for name in names:
-        _run_step(config, config.step(name), folder, tracker)
+    left = threading.Event()
+
+    def do(step: Step) -> None:
+        _run_step(config, step, folder, tracker, left)
+
+    def fits(steps: Sequence[Step]) -> bool:
+        return cluster.fits([needs.asked(config.for_step(step.name), step.stage) for step in steps])
+
+    side_by_side.run([config.step(name) for name in names], at_once, fits, do, left)
 
 
 def _redo(config: Config, steps: list[Step], folder: Folder, redo: tuple[str, ...]) -> None:
@@ -91,7 +101,8 @@ def context_of(config: Config, step: Step, folder: Folder) -> Context:
     return Context(own, step, folder, config)
 
 
-def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> None:
+def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker, left: threading.Event) -> None:
+    """`left` is set when the run is over: what a step under way meets then is no failure of its own."""
     context = context_of(config, step, folder)
     inputs = {name: storage.summary(folder / name)["fingerprint"] for name in (step.policy, *step.data) if name}
     if step.stage == "report":  # it shows every step there is
@@ -120,6 +131,8 @@ def _run_step(config: Config, step: Step, folder: Folder, tracker: Tracker) -> N
         tracked.finish("KILLED", {}, [])
         raise
     except BaseException:
+        if left.is_set():
+            raise
         context.folder.write_text("failure.txt", without_secrets(traceback.format_exc()))
         tracked.finish("FAILED", {}, [])
         raise

@@ -21,6 +21,7 @@ def test_learners_engines_and_instruments_are_added_up_with_their_gpus() -> None
     assert total("evaluate", evaluate__num_engines=[1, 4], **engines) == (2 + 1, 1)
     assert total("analyze", analyze__num_workers=3, analyze__gpus_per_worker=1) == (3 + 1, 3)
     assert total("verify") == (1, 0)
+    assert total("base", base__num_threads=2) == (2, 0)
 
 
 @pytest.mark.ray

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +147,92 @@ def test_a_step_that_is_stopped_is_no_failure_and_goes_on_later(
     assert status == {"r": "KILLED", "import": "FINISHED", "verify": "KILLED"}
     monkeypatch.setattr(pipeline, "_stage", whole)
     assert set(summaries(pipeline.run(config))) == {"import", "verify", "report"}
+
+
+@pytest.fixture
+def twice(config: Config) -> Config:
+    """Two imports with a judgement of each, two steps at once."""
+    steps = (
+        *(Step(name=f"import_{n}", stage="generate", overrides={"generate.source": "import"}) for n in "ab"),
+        *(Step(name=f"verify_{n}", stage="verify", data=(f"import_{n}",)) for n in "ab"),
+        Step(name="report", stage="report"),
+    )
+    return override(config.model_copy(update={"steps": steps}), {"cluster.steps_at_once": 2})
+
+
+def met(monkeypatch: pytest.MonkeyPatch, then: Callable[[Context], Outcome | None]) -> None:
+    """The two imports wait for each other: then they are under way at the same time, and do `then` first."""
+    whole, both = pipeline._stage, threading.Barrier(2)
+
+    def stage(name: Stage) -> Callable[[Context], Outcome]:
+        def waiting(context: Context) -> Outcome:
+            both.wait(30)
+            return then(context) or whole(name)(context)
+
+        return waiting if name == "generate" else whole(name)
+
+    monkeypatch.setattr(pipeline, "_stage", stage)
+
+
+@pytest.mark.ray
+def test_steps_side_by_side_give_what_they_give_one_after_the_other(
+    twice: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = summaries(pipeline.run(override(twice, {"cluster.steps_at_once": 1, "name": "one"})))
+    met(monkeypatch, lambda context: None)
+    two = summaries(pipeline.run(twice))
+    assert set(two) == {"import_a", "import_b", "verify_a", "verify_b", "report"}
+    for name in ("import_a", "import_b", "verify_a", "verify_b"):
+        assert [two[name][key] for key in ("fingerprint", "counts")] == [
+            one[name][key] for key in ("fingerprint", "counts")
+        ]
+
+
+@pytest.mark.ray
+def test_a_step_that_fails_leaves_the_one_beside_it_finished(twice: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(context: Context) -> None:
+        if context.step.name == "import_a":
+            raise ValueError("a cannot")
+
+    whole = pipeline._stage
+    met(monkeypatch, fail)
+    with pytest.raises(ValueError, match="a cannot"):
+        pipeline.run(twice)
+    folder = Path(twice.root) / "r"
+    assert "a cannot" in (folder / "import_a" / "failure.txt").read_text()
+    assert set(summaries(Folder(str(folder)))) == {"import_b"}
+    monkeypatch.setattr(pipeline, "_stage", whole)
+    assert len(summaries(pipeline.run(twice))) == 5
+
+
+@pytest.mark.ray
+def test_all_steps_under_way_are_stopped_and_go_on_later(twice: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracked, over = override(twice, {"tracking.enabled": True}), threading.Event()
+
+    def stop(context: Context) -> None:
+        if context.step.name == "import_a":
+            os.kill(os.getpid(), signal.SIGTERM)
+        over.wait(60)
+        raise RuntimeError("the cluster has gone")
+
+    whole = pipeline._stage
+    met(monkeypatch, stop)
+    with pytest.raises(stopping.Stopped):
+        pipeline.run(tracked)
+    threads = [thread for thread in threading.enumerate() if thread.name in ("import_a", "import_b")]
+    over.set()
+    for thread in threads:
+        thread.join(30)
+    assert len(threads) == 2
+    folder = Path(twice.root) / "r"
+    assert not list(folder.glob("*/failure.txt"))
+    client = MlflowClient(f"sqlite:///{twice.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("raml")
+    status = {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+    assert status == {"r": "KILLED", "import_a": "KILLED", "import_b": "KILLED"}
+    monkeypatch.setattr(pipeline, "_stage", whole)
+    assert len(summaries(pipeline.run(twice))) == 5
 
 
 @pytest.mark.ray

@@ -20,7 +20,7 @@ from raml_ray.stages.instruments.chosen import Opened, Reject, Row
 from raml_ray.stages.instruments.intervals import by_question, over_questions
 from raml_ray.text import leak, suffix
 from raml_ray.workers import real_updates
-from raml_ray.workers.landscape import noise_like, scaled
+from raml_ray.workers.landscape import loss_after, noise_like, scaled
 from raml_ray.workers.real_updates import KINDS, Case, Change, Effect
 from raml_ray.workers.traced_attention import attention_modules
 
@@ -106,7 +106,8 @@ class RealUpdates:
         model = self._policy.model
 
         def elsewhere(change: Change | None) -> float | None:
-            values = [real_updates.effect(model, other.case, change).lhat for other in others]
+            # None of them is asked what the policy says behind its trajectory: most of what `effect` costs.
+            values = [loss_after(model, change or {}, other.case.prompt_ids, other.case.suffix) for other in others]
             return sum(values) / len(values) if values else None
 
         head = {name: mine.row[name] for name in ("trajectory_id", "question_id")} | {"group": mine.row["verdict"]}
@@ -121,7 +122,8 @@ class RealUpdates:
                 row = at | {"change": name, "norm": norm(change), "lhat_others": elsewhere(change)}
                 row |= real_updates.effect(model, mine.case, change)._asdict()
                 if not name.startswith(NOISE):
-                    row["lhat_at_length"] = real_updates.effect(model, mine.case, scaled(change, length)).lhat
+                    same_length = scaled(change, length)
+                    row["lhat_at_length"] = loss_after(model, same_length, mine.case.prompt_ids, mine.case.suffix)
                 row |= {f"cosine_{kind}": cosine(change, changes[kind]) for kind in KINDS}
                 row |= {f"cosine_other_{kind}": cosine(change, there[kind]) for kind in KINDS if there}
                 yield row
