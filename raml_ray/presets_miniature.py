@@ -156,13 +156,13 @@ def miniature_science() -> Config:
     twins = ("linear", "delta")
     # These matrices are so small that a second thread saves nothing; a second step beside it does.
     alone: dict[str, object] = {"base.num_threads": 1}
-    short: dict[str, object] = alone | {"base.num_steps": 250}
+    short: dict[str, object] = alone | {"base.num_steps": 200}
     few: dict[str, object] = {"analyze.num_questions": 12, "pseudo_update.num_positions": 8}
     instruments = (
         Step(name="lhat", stage="analyze", policy="sft", data=tried),
         _instrument("roles", ("lhat",)),
         _instrument("pseudo_update", tried),
-        _instrument("real_updates", tried, {"analyze.num_questions": 12}),
+        _instrument("real_updates", tried, {"analyze.num_questions": 10}),
         _instrument("interventions", tried, WORDS),
         _instrument("modes", tried),
         _instrument("shorter", tried),

@@ -48,7 +48,8 @@ def build(run_folder: Folder, config: Config, out: Folder, *, command: str = COM
     began = time.monotonic()
     run = read(run_folder, config)
     with styled():
-        drawn, sweep, instruments = figures(run), swept(run, run_folder), shown(run)
+        drawn, sweep = figures(run), swept(run, run_folder)
+    instruments = shown(run)
     checked = over_seeds(run, partial(_claims, instruments))
     kept = [*drawn, *(figure for part in (*sweep, *instruments) for figure in part.figures)]
     for figure in kept:
