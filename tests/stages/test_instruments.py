@@ -423,20 +423,30 @@ def test_instruments_measure_what_a_run_has_made_and_the_page_shows_it(cluster: 
     oracle(root)
     judged = verifying(root, "long")
     contexts.finish(judged, verify.run(judged))
-    updates = shown(analyzed(root, "pseudo_update", "verify", pseudo_update__num_positions=3))
+    steps = [analyzed(root, "pseudo_update", "verify", pseudo_update__num_positions=3)]
+    updates = shown(steps[0])
     assert updates.claims[0].outcome is Outcome.UNDECIDED  # of two questions
     assert "fewer than 10" in updates.claims[0].note
     assert "correct, read by the answer" in updates.tables
     assert panels(updates) == {"direction", "size", "transfer"}
     quick = {f"real_updates__{name}": 2 for name in ("sgd_steps", "lora_steps", "num_noise")}
-    real = shown(analyzed(root, "real_updates", "verify", **quick))
+    steps.append(analyzed(root, "real_updates", "verify", **quick))
+    real = shown(steps[1])
     assert real.claims[0].outcome is Outcome.UNDECIDED
     assert "pseudo-update, SGD" in real.tables
     analyzed(root, "lhat", "verify")
-    words = shown(analyzed(root, "roles", "lhat"))
+    steps.append(analyzed(root, "roles", "lhat"))
+    words = shown(steps[2])
     assert words.claims[0].text.startswith("Reflection words")
     assert "calculation, correct" in words.tables
     assert panels(words) == {"log_ratio", "matched", "paper"}
+    apart = report_instruments.shown(report_data.Run(Config(), tuple(steps), (), ()))
+    assert len(steps) > report_instruments.IN_ONE_PROCESS, "each is drawn by a process of its own"
+    for one, other in zip(apart, (updates, real, words), strict=True):
+        assert (one.title, one.tables, one.claims) == (other.title, other.tables, other.claims)
+        assert [(figure.svg, figure.png) for figure in one.figures] == [
+            (figure.svg, figure.png) for figure in other.figures
+        ]
     surfaces = shown(
         analyzed(
             root,
