@@ -3,12 +3,14 @@
 import contextlib
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import ray.data
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -25,6 +27,7 @@ FEWEST_CPUS = 3
 NODE_ANSWERS_S = 120.0
 """A node that is alive has started a worker and looked into a folder by then."""
 ADDRESS = "RAY_ADDRESS"
+ASK_AGAIN_S = 2.0
 UPLOADED = "/working_dir_files/_ray_pkg_"
 """Part of the path of Ray's copy of a job's working directory."""
 
@@ -74,32 +77,86 @@ def told_in_environment() -> Iterator[None]:
             os.environ[ADDRESS] = before
 
 
-Asked = dict[str, tuple[float, float]]
-"""Who -> (logical CPUs, GPUs)."""
+class Need(NamedTuple):
+    """What so many processes ask for each, on nodes that carry the labels (of none: on any node)."""
+
+    num: int
+    cpus: float
+    gpus: float = 0
+    labels: Mapping[str, str] = {}
+
+    def total(self, resource: str) -> float:
+        """Logical CPUs, or GPUs, of all of them."""
+        return self.num * {"CPU": self.cpus, "GPU": self.gpus}[resource]
+
+
+Asked = Mapping[str, Need]
+"""Who -> need."""
 
 
 def fits(asked: Sequence[Asked]) -> bool:
-    """Whether the cluster has the CPUs and GPUs of all of them together."""
-    there, wanted = ray.cluster_resources(), [need for each in asked for need in each.values()]
-    return all(
-        sum(need[index] for need in wanted) <= there.get(resource, 0) for index, resource in enumerate(("CPU", "GPU"))
-    )
+    """Whether the cluster as it is holds all of them together."""
+    return not _lacking({f"{index}: {who}": need for index, each in enumerate(asked) for who, need in each.items()})
 
 
-def check_fits(asked: Asked) -> None:
+def check_fits(asked: Asked, wait_s: float) -> None:
     """Refuse what can never be scheduled, before any actor starts.
+
+    For `wait_s` seconds, of cluster.wait_for_resources_s, a cluster that grows is asked for what it has not yet.
 
     Raises: ConfigError that adds up who wants what and says what there is.
     """
-    there = ray.cluster_resources()
-    for index, resource in enumerate(("CPU", "GPU")):
-        total = sum(need[index] for need in asked.values())
-        if total > there.get(resource, 0):
-            sum_up = " + ".join(f"{need[index]:g} ({who})" for who, need in asked.items() if need[index])
-            raise ConfigError(
-                f"{total:g} logical {resource}s are asked, {sum_up}, but Ray has {there.get(resource, 0):g}:"
-                f" lower these settings, raise cluster.num_cpus, or join a larger cluster"
-            )
+    lacking = _lacking(asked)
+    if lacking and wait_s:
+        logger.info("waiting up to %g s for nodes: %s", wait_s, lacking)
+        lacking = _grown(asked, wait_s)
+    if lacking:
+        waited = f", after cluster.wait_for_resources_s={wait_s:g}" if wait_s else ""
+        raise ConfigError(
+            f"{lacking}{waited}: lower these settings, raise cluster.num_cpus, or join a larger cluster; one that grows is"
+            " waited for with cluster.wait_for_resources_s"
+        )
+
+
+def _lacking(asked: Mapping[str, Need]) -> str:
+    """What the cluster, or its nodes of some labels, have less of than is asked of them; empty if nothing."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    for labels in ({}, *(need.labels for need in asked.values() if need.labels)):
+        bound = {who: need for who, need in asked.items() if labels.items() <= need.labels.items()}
+        there = [node["Resources"] for node in nodes if labels.items() <= node["Labels"].items()]
+        for resource in ("CPU", "GPU"):
+            total, found = sum(need.total(resource) for need in bound.values()), sum(r.get(resource, 0) for r in there)
+            if total > found:
+                parts = " + ".join(f"{n.total(resource):g} ({who})" for who, n in bound.items() if n.total(resource))
+                where = f" on nodes that carry {_words(labels)} (there are: {_carried(nodes)})" if labels else ""
+                return f"{total:g} logical {resource}s are asked, {parts}, but Ray has {found:g}{where}"
+    return ""
+
+
+def _words(labels: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in labels.items())
+
+
+def _carried(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """The labels that somebody gave to nodes with `ray start --labels`, or in a group of pods."""
+    found = {f"{key}={value}" for node in nodes for key, value in node["Labels"].items() if "ray.io/" not in key}
+    return ", ".join(sorted(found)) or "none"
+
+
+def _grown(asked: Mapping[str, Need], wait_s: float) -> str:
+    """What is lacking still when the autoscaler, if there is one, has been asked for it that long."""
+    # One entry per process: an autoscaler looks for nodes that hold them.
+    each = [need for need in asked.values() for _ in range(need.num)]
+    bundles = [{"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {}) for need in each]
+    deadline = time.monotonic() + wait_s
+    try:
+        while (lacking := _lacking(asked)) and time.monotonic() < deadline:
+            # Again and again: a request stands until the next one, and Ray Data makes some.
+            request_resources(bundles=bundles, bundle_label_selectors=[dict(need.labels) for need in each])
+            time.sleep(ASK_AGAIN_S)
+    finally:
+        request_resources(bundles=[])  # else the nodes would never be given back
+    return lacking
 
 
 def host_bytes(num_workers: int, cpus_per_worker: int) -> int:
@@ -218,20 +275,9 @@ def _look(probe: Folder, mark: str, node_id: str) -> str:
     return ""
 
 
-def check_labels(labels: Mapping[str, str], setting: str = "engine.node_labels") -> None:
-    """Refuse node labels that no node carries, before any actor waits for one. `setting` is what asks for them.
-
-    Raises: ConfigError that says which labels there are.
-    """
-    if not labels:
-        return
-    nodes = [node["Labels"] for node in ray.nodes() if node["Alive"]]
-    if not any(labels.items() <= carried.items() for carried in nodes):
-        there = sorted({f"{key}={value}" for node in nodes for key, value in node.items() if "ray.io/" not in key})
-        raise ConfigError(
-            f"no node carries {setting}={dict(labels)}: start nodes with `ray start --labels`, or name labels"
-            f" that there are ({', '.join(there) or 'none'})"
-        )
+def beside_this() -> NodeAffinitySchedulingStrategy:
+    """For actors that ask for no CPUs: on the calling process's node. Ray would put some on a head that has none either."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def node_is_alive(node_id: str) -> bool:

@@ -804,6 +804,9 @@ class ClusterConfig(Settings):
     steps_at_once: int = Field(1, ge=1)
     """Steps of a run that do not build on one another run side by side, up to so many, while the cluster has the CPUs and
     GPUs that they ask for together. Seconds and memory of such steps are those of all that ran meanwhile."""
+    wait_for_resources_s: float = Field(0, ge=0)
+    """A step that needs more than Ray has asks the cluster's autoscaler for it and waits so long; then it is refused, with 0
+    at once."""
     stop_timeout_s: float = Field(25, gt=0)
     """After SIGTERM learners get so long to end their step and save it; then the run ends without. Less than what sends
     the signal waits until it kills: 30 s for a pod, 3 s for `ray job stop` (RAY_JOB_STOP_WAIT_TIME_S)."""

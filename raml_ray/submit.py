@@ -17,6 +17,8 @@ import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
 from raml_ray.config import ConfigError
 from raml_ray.redacted import without_secrets
@@ -53,6 +55,24 @@ class Client(JobSubmissionClient):
         answer: requests.Response = super()._do_request(method, endpoint, **({"timeout": ANSWERS_S} | named))
         return answer
 
+    def drivers_place(self) -> dict[str, str]:
+        """The label selector that keeps a driver off a head without CPUs, where Ray would put it; else empty.
+
+        No CPUs are asked for the driver: a cluster that a run fills must still answer `raml status`.
+
+        Raises: RuntimeError if the cluster does not say which node is its head.
+        """
+        try:
+            heads = list_nodes(
+                self.get_address(),
+                filters=[("is_head_node", "=", True), ("state", "=", "ALIVE")],
+                timeout=round(ANSWERS_S),
+            )
+        except RayStateApiException as error:
+            raise RuntimeError(f"the cluster does not tell its nodes: {_first_line(error)}") from None
+        without_cpus = [head.node_id for head in heads if not (head.resources_total or {}).get("CPU")]
+        return {"ray.io/node-id": f"!{without_cpus[0]}"} if without_cpus else {}
+
 
 def client(address: str) -> Client:
     """A connection to the cluster's job API, `http://HEAD:8265`; an empty address is what RAY_API_SERVER_ADDRESS says.
@@ -88,6 +108,8 @@ def _no_other_cluster() -> Iterator[None]:
 def start(to: Client, words: Sequence[str], working_dir: str = ".") -> str:
     """Start `raml WORDS...` on the cluster, in a copy of the working directory, and return the job's id.
 
+    The driver runs on the head, unless the head has no CPUs: then on a node that is not the head.
+
     Raises: ValueError, in Ray's words, if the working directory holds more than Ray takes; RuntimeError, in Ray's words, if
     the cluster does not take it.
     """
@@ -98,7 +120,10 @@ def start(to: Client, words: Sequence[str], working_dir: str = ".") -> str:
         try:
             return str(
                 to.submit_job(
-                    entrypoint=f"python -m raml_ray {command}", runtime_env=environment, metadata={"raml": command}
+                    entrypoint=f"python -m raml_ray {command}",
+                    runtime_env=environment,
+                    metadata={"raml": command},
+                    entrypoint_label_selector=to.drivers_place(),
                 )
             )
         except RuntimeError as error:

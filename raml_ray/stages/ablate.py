@@ -203,15 +203,15 @@ def trials_at_once(sweep: Sweep) -> int:
 
     Raises: ConfigError if not even one fits.
     """
-    there = ray.cluster_resources()
     steps = [step for step in sweep.config.steps if step.stage != "report"]
     needs = [needs_of(sweep.config.for_step(step.name), step.stage) for step in steps]
     for need in needs:
-        cluster.check_fits(need)
+        cluster.check_fits(need, sweep.config.cluster.wait_for_resources_s)
+    there = ray.cluster_resources()
     rooms = [
         int(there.get(resource, 0) // most)
-        for index, resource in enumerate(("CPU", "GPU"))
-        if (most := max(sum(entry[index] for entry in need.values()) for need in needs))
+        for resource in ("CPU", "GPU")
+        if (most := max(sum(entry.total(resource) for entry in need.values()) for need in needs))
     ]
     room = min(rooms)
     return min(room, sweep.config.ablate.max_concurrent or room)

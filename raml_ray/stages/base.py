@@ -11,7 +11,7 @@ import ray
 from raml_ray import cluster
 from raml_ray.metrics_file import MetricsFile, read_metrics
 from raml_ray.settings import BaseConfig, MiniatureConfig
-from raml_ray.stages import known_rows, sources
+from raml_ray.stages import known_rows, needs, sources
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.storage import Folder
 from raml_ray.text import questions
@@ -21,7 +21,7 @@ def run(context: Context) -> Outcome:
     config = context.config
     if config.base.kind == "random":
         return _random(context)
-    cluster.check_fits({f"base.num_threads={config.base.num_threads}": (config.base.num_threads, 0)})
+    cluster.check_fits(needs.asked(config, "base"), config.cluster.wait_for_resources_s)
     train = ray.remote(_train).options(
         num_cpus=config.base.num_threads, max_retries=2, scheduling_strategy=cluster.ANYWHERE
     )

@@ -16,7 +16,7 @@ from raml_ray import cluster, recipes, records
 from raml_ray.config import Config, ConfigError
 from raml_ray.policy_source import on_this_node
 from raml_ray.records import Question
-from raml_ray.stages import learner_probe, learners, room, sources
+from raml_ray.stages import learner_probe, learners, needs, room, sources
 from raml_ray.stages.context import Context, Counts, Outcome, deciding
 from raml_ray.stages.rollout_pool import RolloutPool
 from raml_ray.storage import Folder
@@ -27,24 +27,14 @@ logger = logging.getLogger(__name__)
 
 
 def run(context: Context) -> Outcome:
-    config, train = context.config, context.config.train
+    config = context.config
     check(config)
     found = sources.questions(config, config.data, stage="grpo")
     found.keep(context)
     policy_path = context.policy_path
     questions, too_long = _fitting(found.questions, policy_path, config)
     probed = learner_probe.examples(context)
-    cluster.check_labels(config.engine.node_labels)
-    cluster.check_labels(train.node_labels, "train.node_labels")
-    cluster.check_fits(
-        {
-            f"grpo.num_engines={config.grpo.num_engines} of engine.cpus_per_engine={config.engine.cpus_per_engine}": (
-                config.grpo.num_engines * config.engine.cpus_per_engine,
-                config.grpo.num_engines * config.engine.gpus_per_engine,
-            ),
-        }
-        | learners.asked(train)
-    )
+    cluster.check_fits(needs.asked(config, "grpo"), config.cluster.wait_for_resources_s)
     num_updated = recipes.questions_of_a_step(config.grpo) * config.grpo.num_updated
     longest = room.Longest("engine.max_model_len", config.engine.max_model_len, num_updated)
     room.check(config, policy_path, longest, reference=config.grpo.kl_coefficient > 0)
@@ -54,7 +44,7 @@ def run(context: Context) -> Outcome:
         # checkpoint and publish it before they sample.
         pool = (
             ray.remote(RolloutPool)
-            .options(num_cpus=0, max_restarts=-1)
+            .options(num_cpus=0, max_restarts=-1, scheduling_strategy=cluster.beside_this())
             .remote(config, context.policy_source, questions, group)
         )
         pool.ready.remote()  # not waited for: learners start while the engines do

@@ -55,7 +55,7 @@ def run(worker: Worker, arguments: Mapping[str, Any], *, config: Config, folder:
     Raises: stopping.Stopped after SIGTERM; ConfigError and RuntimeError, without any restart, of what the ranks found and
     would find again; ValueError or OSError that a worker died of, as it is, and RuntimeError, if the restarts are spent.
     """
-    check(config.train, on_this_node(policy))
+    check(on_this_node(policy))
     trainer = TorchTrainer(
         worker,
         train_loop_config={**arguments, "config": dump(config), "folder": folder.path, "policy": policy},
@@ -78,20 +78,13 @@ def run(worker: Worker, arguments: Mapping[str, Any], *, config: Config, folder:
     return returned
 
 
-def check(train: TrainConfig, policy_path: str) -> None:
+def check(policy_path: str) -> None:
     """Refuse, before any worker starts, what every worker would stumble over.
 
-    Raises: ValueError naming the setting or the policy folder.
+    Raises: ValueError naming the policy folder.
     """
-    cluster.check_labels(train.node_labels, "train.node_labels")
     policies.check_folder(policy_path, weights=False)
     policies.load_tokenizer(policy_path)
-
-
-def asked(train: TrainConfig) -> dict[str, tuple[float, float]]:
-    """Who asks for how many logical CPUs and GPUs, for `cluster.check_fits`."""
-    who = f"train.num_workers={train.num_workers} of train.cpus_per_worker={train.cpus_per_worker}"
-    return {who: (train.num_workers * train.cpus_per_worker, train.num_workers * train.gpus_per_worker)}
 
 
 def _process_group(train: TrainConfig) -> TorchConfig:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raml_ray import cluster
 from raml_ray.records import Rejected
@@ -254,5 +253,4 @@ class Ledger:
 
 def beside_driver(limits: Limits) -> ActorHandle:
     """A ledger on the node of the calling process, which ends with it."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Ledger).options(scheduling_strategy=here).remote(limits)
+    return ray.remote(num_cpus=0)(Ledger).options(scheduling_strategy=cluster.beside_this()).remote(limits)

@@ -297,4 +297,4 @@ def _row(step: str, stage: str, work: str, tokens: float, hours: float | None, s
 def _asked(config: Config, line: Line) -> float:
     """GPUs that the step starts with."""
     own = config.for_step(line.step)
-    return sum(gpus for _, gpus in needs.asked(own, config.step(line.step).stage).values())
+    return sum(need.total("GPU") for need in needs.asked(own, config.step(line.step).stage).values())

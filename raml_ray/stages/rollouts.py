@@ -21,7 +21,7 @@ from raml_ray import cluster, records
 from raml_ray.config import ConfigError
 from raml_ray.records import Question
 from raml_ray.settings import EvaluateConfig, GenerateConfig
-from raml_ray.stages import ledger, mapping
+from raml_ray.stages import ledger, mapping, needs
 from raml_ray.stages.context import Context, Counts
 from raml_ray.stages.progress import Progress
 from raml_ray.stages.shard_sampler import ShardSampler
@@ -83,7 +83,9 @@ def sample(
         logger.info("%s: %d of %d shards are there", context.step.name, num_shards - len(missing), num_shards)
     survived: dict[str, Any] = {"engine_failures": 0, "nodes_lost": 0, "engine_nodes": []}
     if missing:
-        _check_cluster(context, settings.num_engines)
+        node = "answers" if context.step.stage == "analyze" else context.step.stage
+        engines = needs.of_engines(context.config, settings.num_engines, node)
+        cluster.check_fits(engines | needs.DATA_TASKS, context.config.cluster.wait_for_resources_s)
         job = _job(context, questions, settings, shard_questions)
         in_missing = sum(min(shard_questions, len(questions) - index * shard_questions) for index in missing)
         total = len(questions) * num_samples
@@ -131,22 +133,6 @@ def opened_policy(context: Context) -> tuple[str, PreTrainedTokenizerBase]:
         return path, policies.load_tokenizer(path)
     except (ValueError, OSError) as error:  # OSError: of a hub name that is none
         raise ConfigError(f"step {context.step.name!r}: {error}") from None
-
-
-def _check_cluster(context: Context, num_engines: int | tuple[int, int]) -> None:
-    """Refuse engines of which not even the fewest could start."""
-    engine = context.config.engine
-    fewest = num_engines if isinstance(num_engines, int) else num_engines[0]
-    cluster.check_fits(
-        {
-            f"{fewest} engines of engine.cpus_per_engine={engine.cpus_per_engine}": (
-                fewest * engine.cpus_per_engine,
-                fewest * engine.gpus_per_engine,
-            ),
-            "Ray Data's own tasks": (1, 0),
-        }
-    )
-    cluster.check_labels(engine.node_labels)
 
 
 def _job(

@@ -6,7 +6,7 @@ from typing import Any
 from raml_ray import cluster, records
 from raml_ray.config import Config
 from raml_ray.policy_source import on_this_node
-from raml_ray.stages import example_shards, example_stream, learner_probe, learners, room, training_set
+from raml_ray.stages import example_shards, example_stream, learner_probe, learners, needs, room, training_set
 from raml_ray.stages.context import Context, Outcome, deciding
 from raml_ray.storage import Folder
 from raml_ray.text.batches import Example
@@ -14,8 +14,8 @@ from raml_ray.text.batches import Example
 
 def run(context: Context) -> Outcome:
     policy_path = context.policy_path
-    learners.check(context.config.train, policy_path)
-    cluster.check_fits(learners.asked(context.config.train) | {"Ray Data's own tasks": (1, 0)})
+    learners.check(policy_path)
+    cluster.check_fits(needs.asked(context.config, "sft"), context.config.cluster.wait_for_resources_s)
     sft = context.config.sft
     room.check(context.config, policy_path, room.Longest("sft.max_length", sft.max_length, sft.batch_size))
     counts, figures = training_set.write(context)

@@ -149,7 +149,9 @@ def on_loopback(names: Sequence[str], _folder: Path) -> Iterator[dict[str, Host]
         address, agents = f"127.0.0.{number}", 52_000 + 10 * number
         words = f"--node-ip-address={address} --dashboard-agent-listen-port={agents}"
         words += f" --dashboard-agent-grpc-port={agents + 1} --metrics-export-port={agents + 2}"
-        words += f" --runtime-env-agent-port={agents + 3} --temp-dir={short.name}/{name}"
+        words += (
+            f" --runtime-env-agent-port={agents + 3} --temp-dir={short.name}"  # one: each node's agent reads logs there
+        )
         hosts[name] = Host(name, address, ["env", f"{MARK}={name}"], ray_words=words)
     # Ray's own port may be that of another Ray of this machine.
     head = hosts[names[0]]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from raml_ray.cluster import check_fits
 from raml_ray.config import Config, ConfigError, Stage, override
 from raml_ray.stages import learners, needs
 
@@ -10,7 +11,7 @@ def total(stage: Stage, **settings: object) -> tuple[float, float]:
     """CPUs and GPUs together."""
     config = override(Config(), {name.replace("__", "."): value for name, value in settings.items()})
     asked = needs.asked(config, stage).values()
-    return sum(one[0] for one in asked), sum(one[1] for one in asked)
+    return sum(one.total("CPU") for one in asked), sum(one.total("GPU") for one in asked)
 
 
 def test_learners_engines_and_instruments_are_added_up_with_their_gpus() -> None:
@@ -25,10 +26,14 @@ def test_learners_engines_and_instruments_are_added_up_with_their_gpus() -> None
 
 
 @pytest.mark.ray
-def test_learners_go_to_nodes_of_their_labels_and_labels_that_no_node_carries_are_refused(
-    cluster: None,
-) -> None:
-    train = override(Config(), {"train.node_labels.zone": "nowhere"}).train
-    assert learners._workers(train).label_selector == {"zone": "nowhere"}
-    with pytest.raises(ConfigError, match=r"no node carries train.node_labels=\{'zone': 'nowhere'\}"):
-        learners.check(train, "policy")
+def test_what_no_node_has_room_for_is_refused_with_who_asks_for_how_much_of_which_nodes(cluster: None) -> None:
+    config = override(Config(), {"train.num_workers": 2, "train.cpus_per_worker": 3})
+    with pytest.raises(
+        ConfigError, match=r"^7 logical CPUs are asked, 6 \(train.num_workers=2 .* \+ 1 \(.* Ray has 4:"
+    ):
+        check_fits(needs.asked(config, "sft"), 0)
+    config = override(config, {"train.num_workers": 1, "train.node_labels.zone": "nowhere"})
+    assert learners._workers(config.train).label_selector == {"zone": "nowhere"}
+    with pytest.raises(ConfigError, match=r"^3 .* Ray has 0 on nodes that carry zone=nowhere \(there are: none\):"):
+        check_fits(needs.asked(config, "sft"), 0)
+    check_fits(needs.asked(override(Config(), {"train.cpus_per_worker": 3}), "sft"), 0)
