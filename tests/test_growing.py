@@ -10,7 +10,7 @@ import pytest
 from tests.faults import hosts
 from tests.test_reach import free_ports
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[1]
 HEAD_ID = "f" * 51 + "00000"

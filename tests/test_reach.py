@@ -19,7 +19,7 @@ import pytest
 from tests.faults import hosts
 from tests.faults.hosts import Host
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ROOT = Path(__file__).parents[1]
 CANARY = "canary-hf-token-4711"

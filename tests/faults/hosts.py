@@ -8,6 +8,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +20,8 @@ import psutil
 
 NETWORK = "10.77.0"
 SHARED_MEMORY = "2g"
+FIRST_PORT = 21_000
+"""Of Ray's on loopback: below those that the kernel gives to outgoing connections."""
 UNSHARE = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
@@ -146,7 +149,7 @@ def on_loopback(names: Sequence[str], _folder: Path) -> Iterator[dict[str, Host]
     short = tempfile.TemporaryDirectory(prefix="raml", dir="/tmp", ignore_cleanup_errors=True)
     hosts = {}
     for number, name in enumerate(names, 2):
-        address, agents = f"127.0.0.{number}", 52_000 + 10 * number
+        address, agents = f"127.0.0.{number}", FIRST_PORT + 10 * number
         words = f"--node-ip-address={address} --dashboard-agent-listen-port={agents}"
         words += f" --dashboard-agent-grpc-port={agents + 1} --metrics-export-port={agents + 2}"
         words += (
@@ -155,22 +158,39 @@ def on_loopback(names: Sequence[str], _folder: Path) -> Iterator[dict[str, Host]
         hosts[name] = Host(name, address, ["env", f"{MARK}={name}"], ray_words=words)
     # Ray's own port may be that of another Ray of this machine.
     head = hosts[names[0]]
-    head.dashboard_port = 52_004
+    head.dashboard_port = FIRST_PORT + 4
     head.ray_words += f" --dashboard-port={head.dashboard_port}"
     try:
         yield hosts
     finally:
         for name in names:
             _tell(name, signal.SIGKILL)
+        for number, _ in enumerate(names, 2):
+            _wait_free(FIRST_PORT + 10 * number + 1)
         short.cleanup()
 
 
+def _wait_free(port: int) -> None:
+    """Until nobody listens there, whose end was asked for. Raises: AssertionError after half a minute."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"somebody listens at port {port}")
+
+
 def _tell(name: str, what: signal.Signals) -> None:
-    """A signal to every process of a host on loopback."""
+    """A signal to every process of a host on loopback. Ray's agents have titles over their environments: they are found as
+    children of those that have not."""
+    told: set[psutil.Process] = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == name:
-                process.send_signal(what)
+                told |= {process, *process.children(recursive=True)}
+    for process in told:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(what)
 
 
 def open_to_ssh(host: Host, folder: Path) -> str:
