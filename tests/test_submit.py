@@ -109,6 +109,9 @@ class Packs(submit.Client):
         self._upload_working_dir_if_needed(named["runtime_env"])
         return "job"
 
+    def drivers_place(self) -> dict[str, str]:
+        return {}
+
     def _package_exists(self, package_uri: str) -> bool:
         return False
 
