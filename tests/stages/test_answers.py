@@ -342,9 +342,9 @@ def test_a_step_reads_and_asks_for_what_its_engines_need() -> None:
     assert set(context.ANSWER_READS) <= set(context.reads(sampling, "analyze"))
     engines = {"answers__num_engines": 2, "engine__cpus_per_engine": 3}
     asked = needs.asked(of(analyze__instrument="modes", analyze__num_workers=4, **engines), "analyze")
-    assert sum(cpus for cpus, _ in asked.values()) == 2 * 3 + 1
+    assert sum(need.total("CPU") for need in asked.values()) == 2 * 3 + 1
     asked = needs.asked(of(analyze__instrument="modes", analyze__num_workers=8, **engines), "analyze")
-    assert sum(cpus for cpus, _ in asked.values()) == 8 + 1
+    assert sum(need.total("CPU") for need in asked.values()) == 8 + 1
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,7 @@ def test_prompts_that_leave_no_room_are_set_aside_and_counted(cluster: None, tmp
 
 @pytest.mark.ray
 def test_what_cannot_run_is_refused_before_anything_starts(cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"9 \(9 engines of engine.cpus_per_engine=1\) .* but Ray has 4"):
+    with pytest.raises(ConfigError, match=r"9 \(generate.num_engines=9 of engine.cpus_per_engine=1\) .* but Ray has 4"):
         generate.run(sampling(tmp_path / "run", generate__num_engines=9))
     context = sampling(tmp_path / "run")
     (tmp_path / "policy" / "tokenizer.json").unlink()

@@ -61,4 +61,4 @@ def test_instruments_that_read_no_layers_inside_may_be_spread() -> None:
 
 def test_a_spread_policy_asks_the_cluster_for_all_its_gpus() -> None:
     config = presets.by_name("paper_fig3_qwq").for_step("lhat_qwq")
-    assert sum(gpus for _, gpus in needs.asked(config, "analyze").values()) == 2
+    assert sum(need.total("GPU") for need in needs.asked(config, "analyze").values()) == 2
