@@ -159,6 +159,27 @@ def _grown(asked: Mapping[str, Need], wait_s: float) -> str:
     return lacking
 
 
+class Patience(NamedTuple):
+    """How long something may take, and what to raise if that is too short: `Patience(900, "engine.…=900")`."""
+
+    seconds: float
+    setting: str
+
+
+def answer(asked: ray.ObjectRef, who: str, patience: Patience) -> Any:
+    """What a task returns. `who` is the task, for people.
+
+    Raises: TimeoutError that names it if it has not ended by then, after it was cancelled; what it raised.
+    """
+    _, late = ray.wait([asked], timeout=patience.seconds)
+    if late:
+        ray.cancel(asked, force=True)
+        raise TimeoutError(
+            f"{who} has not ended within {patience.seconds:g} s: it hangs or cannot start, or {patience.setting} is too short"
+        )
+    return ray.get(asked)
+
+
 def host_bytes(num_workers: int, cpus_per_worker: int) -> int:
     """Memory that Ray has for one of so many workers, on the node where it has most: as many are put on one node as its
     CPUs take."""
@@ -175,13 +196,8 @@ def gpu_bytes(gpus: float, timeout_s: float) -> int:
     Raises: TimeoutError if none came free.
     """
     asked = ray.remote(_gpu_bytes).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=ANYWHERE).remote()
-    try:
-        return int(ray.get(asked, timeout=timeout_s))
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(asked)
-        raise TimeoutError(
-            f"no GPU came free within train.start_timeout_s={timeout_s:g} to ask for its memory"
-        ) from None
+    patience = Patience(timeout_s, f"train.start_timeout_s={timeout_s:g}")
+    return int(answer(asked, "looking at a GPU's memory, for which one must come free,", patience))
 
 
 def _gpu_bytes() -> int:

@@ -106,7 +106,11 @@ SFT = (
 GRPO = (
     *stated("Table 7", grpo__num_trajectories=16, grpo__questions_per_step=1024, grpo__learning_rate=1e-6),
     *stated("Table 7", grpo__temperature=1.0, grpo__max_tokens=GRPO_TOKENS),
-    *stated("Eq. 21", grpo__reward="paper", grpo__layout="paper"),
+    *stated("Eq. 21", grpo__reward="paper"),
+    *unstated(
+        "what counts as well-formed is neither stated nor in the released code: the layout that the system turn (C.2) asks for",
+        grpo__layout="paper",
+    ),
     *stated("C.2", prompt__system=paper_prompts.GRPO_SYSTEM),
     *unstated(
         "one epoch (Table 7) of about 39,000 questions (3.1), the last part of a batch dropped", grpo__num_steps=38

@@ -64,6 +64,8 @@ class BaseConfig(Settings):
     num_kv_heads: int = Field(1, ge=1)
     intermediate_size: int = Field(288, ge=32)
     num_threads: int = Field(2, ge=1)
+    timeout_s: float = Field(3600, gt=0)
+    """The policy must be there by then."""
 
 
 class DataConfig(Settings):
@@ -310,7 +312,7 @@ class TrainConfig(Settings):
     """A worker group that is not up by then counts as a controller failure, of which five end the step."""
     collective_timeout_s: float = Field(300, gt=0)
     step_timeout_s: float = Field(3600, gt=0)
-    """A learner that is longer at one part of a step (a pass of an update, a checkpoint, a weight sync; waiting for trajectories
+    """A task of a training set that is longer at one shard ends the step. A learner that is longer at one part of a step (a pass of an update, a checkpoint, a weight sync; waiting for trajectories
     has grpo.sample_timeout_s on top) hangs: it is ended, and all start again from the last checkpoint."""
 
 

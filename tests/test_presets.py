@@ -157,6 +157,7 @@ def test_what_is_not_stated_is_shown_with_its_reason(capsys: pytest.CaptureFixtu
     ours, defaults = capsys.readouterr().out.split("At this project's defaults")
     assert "steps.grpo_cold.policy = 'sft_distill'\n    which SFT policy Table 3 starts from is not stated" in ours
     assert "steps.grpo_cold.grpo.clip_low = 0.2\n    veRL's default" in ours
+    assert "steps.grpo_cold.grpo.layout = 'paper'\n    what counts as well-formed is neither stated" in ours
     assert "grpo.learning_rate" not in ours + defaults  # Table 7 states it
     assert "grpo.correction_cap = 2.0" in defaults
     assert main(["show", "smoke", "--unstated"]) == 2

@@ -25,9 +25,14 @@ def run(context: Context) -> Outcome:
     train = ray.remote(_train).options(
         num_cpus=config.base.num_threads, max_retries=2, scheduling_strategy=cluster.ANYWHERE
     )
-    figures = ray.get(train.remote(config.miniature, config.base, config.seed, context.folder))
+    asked = train.remote(config.miniature, config.base, config.seed, context.folder)
+    figures = cluster.answer(asked, f"step {context.step.name!r}: the base policy's training", _patience(config.base))
     # What was trained is what the metrics say: the last step is always logged.
     return Outcome(Counts(config.base.num_steps, int(read_metrics(context.folder)[-1]["step"])), figures)
+
+
+def _patience(base: BaseConfig) -> cluster.Patience:
+    return cluster.Patience(base.timeout_s, f"base.timeout_s={base.timeout_s:g}")
 
 
 def _train(miniature: MiniatureConfig, base: BaseConfig, seed: int, folder: Folder) -> dict[str, float]:
@@ -64,7 +69,9 @@ def _random(context: Context) -> Outcome:
     ]
     texts = [text for row in found for text in row]
     make = ray.remote(_fresh).options(scheduling_strategy=cluster.ANYWHERE)
-    figures = ray.get(make.remote(texts, context.config.base, context.config.seed, context.folder / "policy"))
+    asked = make.remote(texts, context.config.base, context.config.seed, context.folder / "policy")
+    who = f"step {context.step.name!r}: the making of a random policy"
+    figures = cluster.answer(asked, who, _patience(context.config.base))
     textless = sum(1 for row in found if not row)
     return Outcome(Counts(len(rows), len(rows) - textless, textless), figures)
 

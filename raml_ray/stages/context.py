@@ -43,6 +43,7 @@ LIMITS = frozenset(
         "analyze.num_workers",
         "analyze.probe_memory_mib",
         "answers.num_engines",
+        "base.timeout_s",
         "data.max_rejected_fraction",
         "data.mirror",
         "data.revisions",

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import ray
 
 from raml_ray import cluster, records
+from raml_ray.cluster import Patience
 from raml_ray.policy_source import on_this_node
 from raml_ray.records import Rejected
 from raml_ray.settings import PromptConfig
@@ -68,6 +69,13 @@ class Encoding:
     answer_pattern: str
 
 
+class Spread(NamedTuple):
+    """At most so many Ray tasks of a CPU each are under way, and each has so long when its result is waited for."""
+
+    most: int
+    patience: Patience
+
+
 class Encoded(NamedTuple):
     """What became of a Source: a file with an EXAMPLE row for each trajectory that max_length has room for."""
 
@@ -107,13 +115,13 @@ class Index(NamedTuple):
         return cls(names, digests, tuple(map(len, lengths)), np.concatenate(lengths))
 
 
-def encode(folder: Folder, sources: Sequence[Source], encoding: Encoding, most: int) -> list[Encoded]:
-    """Encode the sources' trajectories, a task for each source, at most `most` at once; what an earlier attempt left in
-    the step's folder goes first.
+def encode(folder: Folder, sources: Sequence[Source], encoding: Encoding, spread: Spread) -> list[Encoded]:
+    """Encode the sources' trajectories, a task for each source; what an earlier attempt left in the step's folder goes
+    first.
     """
     pieces = folder / PIECES
     pieces.remove()
-    return list(over(_encode, [(source, pieces, number, encoding) for number, source in enumerate(sources)], most))
+    return list(over(_encode, [(source, pieces, number, encoding) for number, source in enumerate(sources)], spread))
 
 
 def write(
@@ -122,12 +130,12 @@ def write(
     encoded: Sequence[Encoded],
     positions: Mapping[str, list[int]],
     examples_per_shard: int,
-    most: int,
+    spread: Spread,
 ) -> Index:
     """Write the examples' shards; the set is whole when `write_index` has been called with the index that is returned.
 
     `positions` says at which places among the examples each chosen trajectory is; a shard holds `examples_per_shard` of
-    them. At most `most` tasks run at once.
+    them.
 
     Raises: RuntimeError if a shard cannot be read back with the rows that were written.
     """
@@ -139,26 +147,30 @@ def write(
         if taken:
             calls.append((pieces, part.name, taken, examples_per_shard))
     groups: dict[int, list[tuple[str, int]]] = defaultdict(list)
-    for piece, shards in over(_deal, calls, most):
+    for piece, shards in over(_deal, calls, spread):
         for row_group, shard in enumerate(shards):
             groups[shard].append((piece, row_group))
     names = [f"shard-{number:06d}.parquet" for number in sorted(groups)]
     jobs = [(pieces, groups[number], examples, name) for number, name in zip(sorted(groups), names, strict=True)]
-    shards = list(over(_gather, jobs, most))
+    shards = list(over(_gather, jobs, spread))
     pieces.remove()
     return Index.of(shards)
 
 
-def over(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], most: int) -> Iterator[Any]:
-    """What the function returns of each call, in their order; at most `most` Ray tasks of a CPU each are under way."""
+def over(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], spread: Spread) -> Iterator[Any]:
+    """What the function returns of each call, in their order.
+
+    Raises: TimeoutError as `cluster.answer`; what the function raised.
+    """
     task = ray.remote(function).options(num_cpus=1, scheduling_strategy=cluster.ANYWHERE)
-    waiting: deque[Any] = deque()
+    who = f"a task of the training set ({function.__name__.strip('_')})"
+    waiting: deque[ray.ObjectRef] = deque()
     for call in calls:
-        if len(waiting) == most:
-            yield ray.get(waiting.popleft())
+        if len(waiting) == spread.most:
+            yield cluster.answer(waiting.popleft(), who, spread.patience)
         waiting.append(task.remote(*call))
     while waiting:
-        yield ray.get(waiting.popleft())
+        yield cluster.answer(waiting.popleft(), who, spread.patience)
 
 
 def num_tasks(num_rows: int, rows_per_task: int) -> int:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from raml_ray import records, storage
+from raml_ray import cluster, records, storage
 from raml_ray.config import ConfigError
 from raml_ray.records import Judgement, Verdict
 from raml_ray.settings import DataConfig, VerifyConfig
@@ -124,7 +124,7 @@ def judge(
                 "data": data.model_dump(mode="json"),
             },
             mapping.Workers(num_nodes(ray.nodes()), placement={"scheduling_strategy": "SPREAD"}),
-            mapping.Patience(seconds, f"verify.wall_seconds={verify.wall_seconds:g}, of {most} answers a shard,"),
+            cluster.Patience(seconds, f"verify.wall_seconds={verify.wall_seconds:g}, of {most} answers a shard,"),
         )
         sizes = {shard.verdicts: len(expected) for shard, expected in zip(wanted, ids, strict=True)}
         total, left = sum(sizes.values()), sum(sizes[row["shard"]] for row in missing)

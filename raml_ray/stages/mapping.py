@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from raml_ray import records
+from raml_ray.cluster import Patience
 from raml_ray.records import Rejected
 from raml_ray.storage import Folder
 
@@ -40,13 +41,6 @@ class Workers(NamedTuple):
         """Fewest and most workers, never more than there are shards. A plain number starts with one and goes up to it."""
         fewest, most = (1, self.num) if isinstance(self.num, int) else self.num
         return min(fewest, num_shards), min(most, num_shards)
-
-
-class Patience(NamedTuple):
-    """How long nothing may happen, and what to raise if that is too short: `Patience(900, "engine.…=900")`."""
-
-    seconds: float
-    setting: str
 
 
 Finished = dict[str, Any] | Exception | None

@@ -222,7 +222,7 @@ def _sample_shards(
             placement,
         ),
         # A shard may have to wait for an engine that takes a dead one's place.
-        mapping.Patience(
+        cluster.Patience(
             engine.start_timeout_s + engine.stall_timeout_s,
             f"engine.start_timeout_s={engine.start_timeout_s:g} + engine.stall_timeout_s={engine.stall_timeout_s:g}",
         ),

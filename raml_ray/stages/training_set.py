@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from raml_ray import records, storage
+from raml_ray.cluster import Patience
 from raml_ray.config import ConfigError
 from raml_ray.records import Question, Rejected, Verdict
 from raml_ray.stages import example_shards
@@ -55,9 +56,13 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     groups = _grouped(_of_policies(rows, settings.policies))
     labels = [[row.is_correct for row in group] for group in groups]
     candidates = [groups[q][t] for q, indices in enumerate(support.correct(labels, settings.pad_to)) for t in indices]
-    most = example_shards.num_tasks(len(rows), settings.examples_per_shard)
+    timeout_s = context.config.train.step_timeout_s
+    spread = example_shards.Spread(
+        example_shards.num_tasks(len(rows), settings.examples_per_shard),
+        Patience(timeout_s, f"train.step_timeout_s={timeout_s:g}"),
+    )
     sources = list(_sources(candidates, _questions(context)))
-    encoded = example_shards.encode(context.folder, sources, _encoding(context), most)
+    encoded = example_shards.encode(context.folder, sources, _encoding(context), spread)
     rejected = [row for part in encoded for row in part.rejected]
     context.reject(rejected, "trajectories")
     num_tokens = {key: count for part in encoded for key, count in part.num_tokens.items()}
@@ -69,14 +74,14 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
         lengths,
         settings,
         records.seed_of(context.config.seed, "sft", "support"),
-        lambda asked: _farthest(asked, groups, encoded, most),
+        lambda asked: _farthest(asked, groups, encoded, spread),
     )
     if not chosen:
         raise _nothing(context, len(rows), len(candidates), rejected)
     positions: dict[str, list[int]] = defaultdict(list)
     for position, (question, place) in enumerate(chosen):
         positions[groups[question][place].trajectory_id].append(position)
-    index = example_shards.write(context.folder, examples, encoded, positions, settings.examples_per_shard, most)
+    index = example_shards.write(context.folder, examples, encoded, positions, settings.examples_per_shard, spread)
     counts = Counts(
         _num_trajectories(context), len(positions), len(rejected), len(rows) - len(positions) - len(rejected)
     )
@@ -218,13 +223,13 @@ def _farthest(
     asked: Sequence[tuple[Sequence[support.Key], int]],
     groups: Sequence[Sequence[Row]],
     encoded: Sequence[example_shards.Encoded],
-    most: int,
+    spread: example_shards.Spread,
 ) -> list[list[int]]:
     """`diversity.farthest` of each group of trajectories, in tasks; the driver holds a sketch, 1 KiB, of each."""
     sketches = {key: sketch for part in encoded for key, sketch in part.sketches.items()}
     texts = [([sketches[groups[q][t].trajectory_id] for q, t in keys], count) for keys, count in asked]
     calls = [(texts[start : start + QUESTIONS_PER_TASK],) for start in range(0, len(texts), QUESTIONS_PER_TASK)]
-    return [places for part in example_shards.over(_farthest_of, calls, most) for places in part]
+    return [places for part in example_shards.over(_farthest_of, calls, spread) for places in part]
 
 
 def _farthest_of(texts: Sequence[tuple[Sequence[np.ndarray], int]]) -> list[list[int]]:

@@ -14,6 +14,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raml_ray.cluster import Patience
 from raml_ray.config import Config, ConfigError, Step, load, override
 from raml_ray.metrics_file import read_metrics
 from raml_ray.stages import ablate, example_shards
@@ -111,7 +112,9 @@ def test_tasks_of_a_step_find_their_cpus_outside_the_placement_group_of_a_trial(
 
     @ray.remote(num_cpus=0.01)
     def trial() -> list[int]:
-        return list(example_shards.over(lambda number: 2 * number, [(1,), (2,)], 2))
+        return list(
+            example_shards.over(lambda number: 2 * number, [(1,), (2,)], example_shards.Spread(2, Patience(50, "")))
+        )
 
     assert ray.get(trial.options(scheduling_strategy=inside).remote(), timeout=60) == [2, 4]
     remove_placement_group(group)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raml_ray import records, storage
+from raml_ray.cluster import Patience
 from raml_ray.config import ConfigError, Step, dump
 from raml_ray.stages import generate, mapping, sources
 from raml_ray.stages.context import Context
@@ -311,7 +312,7 @@ def test_what_cannot_run_is_refused_before_anything_starts(cluster: None, tmp_pa
 @pytest.mark.ray
 def test_a_worker_that_hangs_or_keeps_dying_ends_the_step(cluster: None) -> None:
     def over(worker: type, seconds: float, *shards: int) -> Iterator[dict[str, object]]:
-        patience = mapping.Patience(seconds, f"some.setting={seconds}")
+        patience = Patience(seconds, f"some.setting={seconds}")
         return mapping.over_shards("s", [{"shard": i} for i in shards], worker, {}, mapping.Workers(1), patience)
 
     with pytest.raises(RuntimeError, match="step 's': a worker died more than 3 times"):

@@ -1,5 +1,6 @@
 """Which judged trajectories become examples, and that none is counted twice or lost."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from raml_ray import records
+from raml_ray.cluster import Patience
 from raml_ray.config import ConfigError, Step
 from raml_ray.stages import example_shards, training_set, verify
 from raml_ray.stages.context import Context, Counts
@@ -313,3 +315,18 @@ def test_two_questions_of_one_id_are_refused(cluster: None, tmp_path: Path) -> N
     short.folder.write_table("questions.parquet", records.table(rows, records.QUESTION))
     with pytest.raises(ConfigError, match="is another one than that of an earlier step"):
         training_set.judged(student(root, "verify"))
+
+
+@pytest.mark.ray
+def test_a_task_that_hangs_is_named_with_the_setting_that_bounds_it(cluster: None) -> None:
+    def deal(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    spread = example_shards.Spread(2, Patience(5, "train.step_timeout_s=5"))
+    found = example_shards.over(deal, [(0,), (600,)], spread)
+    assert next(found) == 0
+    with pytest.raises(
+        TimeoutError, match=r"training set \(deal\) has not ended within 5 s.*train.step_timeout_s=5 is"
+    ):
+        next(found)

@@ -214,7 +214,7 @@ def mapped(
         job = {"folder": folder.path, "policy": context.policy_source, "config": dump(context.config)}
         arguments = {"job": job, "open_policy": open_policy, "make": make, "table": table}
         workers = mapping.Workers(settings.num_workers, gpus=settings.gpus_per_worker)
-        patience = mapping.Patience(settings.shard_timeout_s, f"analyze.shard_timeout_s={settings.shard_timeout_s:g}")
+        patience = cluster.Patience(settings.shard_timeout_s, f"analyze.shard_timeout_s={settings.shard_timeout_s:g}")
         there = len(rows) - sum(len(shards[shard["shard"]]) for shard in missing)
         with Progress(context.folder, step, "analyze", unit=unit, total=len(rows), done=there) as progress:
             for report in mapping.over_shards(step, missing, ShardWorker, arguments, workers, patience):
