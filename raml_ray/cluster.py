@@ -128,13 +128,10 @@ def _lacking(asked: Mapping[str, Need]) -> str:
             total, found = sum(need.total(resource) for need in bound.values()), sum(r.get(resource, 0) for r in there)
             if total > found:
                 parts = " + ".join(f"{n.total(resource):g} ({who})" for who, n in bound.items() if n.total(resource))
-                where = f" on nodes that carry {_words(labels)} (there are: {_carried(nodes)})" if labels else ""
+                words = " ".join(f"{key}={value}" for key, value in labels.items())
+                where = f" on nodes that carry {words} (there are: {_carried(nodes)})" if labels else ""
                 return f"{total:g} logical {resource}s are asked, {parts}, but Ray has {found:g}{where}"
     return ""
-
-
-def _words(labels: Mapping[str, str]) -> str:
-    return " ".join(f"{key}={value}" for key, value in labels.items())
 
 
 def _carried(nodes: Sequence[Mapping[str, Any]]) -> str:

@@ -56,11 +56,7 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     groups = _grouped(_of_policies(rows, settings.policies))
     labels = [[row.is_correct for row in group] for group in groups]
     candidates = [groups[q][t] for q, indices in enumerate(support.correct(labels, settings.pad_to)) for t in indices]
-    timeout_s = context.config.train.step_timeout_s
-    spread = example_shards.Spread(
-        example_shards.num_tasks(len(rows), settings.examples_per_shard),
-        Patience(timeout_s, f"train.step_timeout_s={timeout_s:g}"),
-    )
+    spread = _spread(context, len(rows))
     sources = list(_sources(candidates, _questions(context)))
     encoded = example_shards.encode(context.folder, sources, _encoding(context), spread)
     rejected = [row for part in encoded for row in part.rejected]
@@ -100,6 +96,12 @@ def write(context: Context) -> tuple[Counts, dict[str, Any]]:
     examples.write_json(example_shards.FIGURES_FILE, {"counts": asdict(counts), "figures": figures})
     example_shards.write_index(examples, index)
     return counts, figures
+
+
+def _spread(context: Context, num_rows: int) -> example_shards.Spread:
+    most = example_shards.num_tasks(num_rows, context.config.sft.examples_per_shard)
+    timeout_s = context.config.train.step_timeout_s
+    return example_shards.Spread(most, Patience(timeout_s, f"train.step_timeout_s={timeout_s:g}"))
 
 
 def _encoding(context: Context) -> example_shards.Encoding:

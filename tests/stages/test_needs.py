@@ -19,6 +19,7 @@ def test_learners_engines_and_instruments_are_added_up_with_their_gpus() -> None
     engines = {"engine__cpus_per_engine": 2, "engine__gpus_per_engine": 1}
     assert total("grpo", grpo__num_engines=4, **workers, **engines) == (2 * 3 + 4 * 2, 2 + 4)
     assert total("sft", **workers) == (2 * 3 + 1, 2)
+    assert total("sft", **(workers | {"train__gpus_per_worker": 0.5})) == (2 * 3 + 1, 1)
     assert total("evaluate", evaluate__num_engines=[1, 4], **engines) == (2 + 1, 1)
     assert total("analyze", analyze__num_workers=3, analyze__gpus_per_worker=1) == (3 + 1, 3)
     assert total("verify") == (1, 0)

@@ -213,8 +213,3 @@ def test_a_worker_validates_the_configuration_again() -> None:
     assert learners.started({"config": dump(config)}) == config
     with pytest.raises(ValueError, match=r"train\.num_workers"):
         learners.started({"config": dump(config).replace('"num_workers": 1', '"num_workers": 0')})
-
-
-def test_learners_ask_for_every_workers_share() -> None:
-    config = override(Config(), {"train.num_workers": 3, "train.cpus_per_worker": 2, "train.gpus_per_worker": 0.5})
-    assert list(learners.asked(config.train).values()) == [(6, 1.5)]
