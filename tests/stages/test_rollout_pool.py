@@ -324,7 +324,8 @@ def test_a_pool_ahead_of_the_learner_gives_the_responses_of_one_that_is_not(
         assert [{row.weight_versions[0].version for row in rows} for rows in found] == [{0}, {0}, {0}, {1}, {2}]
         assert set(kinds) == {(False, 1)}
     elif mode == "carry":
-        assert kinds[False, 2] and not kinds[True, 1]
+        # Of two versions or, where the machine has other work, of three.
+        assert any(num > 1 for _, num in kinds) and not any(is_cut for is_cut, _ in kinds)
     else:
         assert kinds[True, 1] and not kinds[False, 2]
 
