@@ -118,7 +118,7 @@ def submit(head: Head, *entrypoint: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.ray
+@pytest.mark.faults
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_submitted_jobs_run_their_stages_on_the_cluster(
