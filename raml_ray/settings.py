@@ -312,8 +312,9 @@ class TrainConfig(Settings):
     """A worker group that is not up by then counts as a controller failure, of which five end the step."""
     collective_timeout_s: float = Field(300, gt=0)
     step_timeout_s: float = Field(3600, gt=0)
-    """A task of a training set that is longer at one shard ends the step. A learner that is longer at one part of a step (a pass of an update, a checkpoint, a weight sync; waiting for trajectories
-    has grpo.sample_timeout_s on top) hangs: it is ended, and all start again from the last checkpoint."""
+    """A learner that is longer at one part of a step (a pass of an update, a checkpoint, a weight sync; waiting for trajectories
+    has grpo.sample_timeout_s on top) hangs: it is ended, and all start again from the last checkpoint. A task that writes a
+    training set and is longer at one shard ends the step."""
 
 
 class SftConfig(Settings):

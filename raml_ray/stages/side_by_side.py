@@ -59,14 +59,16 @@ def _next(
     waiting: Sequence[Step], running: Sequence[Step], most: int, fits: Callable[[Sequence[Step]], bool]
 ) -> Step | None:
     """The first that may begin, learners behind all others. What fits nowhere begins alone, and says itself what it lacks."""
-    unfinished = {step.name for step in (*running, *waiting)}
-    ready = []
-    for step in waiting if len(running) < most else ():
+    if len(running) == most:
+        return None
+    before, ready = {step.name for step in running}, list[Step]()
+    for step in waiting:
         if step.stage == "report":  # of what is before it in the run, so that it is the same page every time
-            ready += [step] if not running and step is waiting[0] else []
+            ready += [] if before else [step]
             break
-        if not unfinished & {step.policy, *step.data} and (not running or fits([*running, step])):
+        if not before & {step.policy, *step.data} and (not running or fits([*running, step])):
             ready.append(step)
+        before.add(step.name)
     if most > 1:
         ready.sort(key=lambda step: step.stage in IN_MAIN_THREAD)
     return ready[0] if ready else None

@@ -324,10 +324,10 @@ def test_a_pool_ahead_of_the_learner_gives_the_responses_of_one_that_is_not(
         assert [{row.weight_versions[0].version for row in rows} for rows in found] == [{0}, {0}, {0}, {1}, {2}]
         assert set(kinds) == {(False, 1)}
     elif mode == "carry":
-        # Of two versions or, where the machine has other work, of three.
-        assert any(num > 1 for _, num in kinds) and not any(is_cut for is_cut, _ in kinds)
+        # How many of them, and of how many versions, hangs on what else the machine does.
+        assert {(False, 1)} < set(kinds) <= {(False, 1), (False, 2), (False, 3)}
     else:
-        assert kinds[True, 1] and not kinds[False, 2]
+        assert set(kinds) == {(False, 1), (True, 1)}
 
 
 def test_a_replacement_that_nobody_can_give_weights_waits_for_the_learners(cluster: None, policy: Path) -> None:

@@ -20,7 +20,6 @@ class Doing:
 
     def __init__(self, *held: str) -> None:
         self.notes: list[str] = []
-        self.left = threading.Event()
         self._may_end = {name: threading.Event() for name in held}
         self._changed = threading.Condition()
 
@@ -43,14 +42,10 @@ class Doing:
             self._changed.notify_all()
 
 
-def begun(
-    steps: Sequence[Step], most: int, do: Callable[[Step], None], room: int = 99, left: threading.Event | None = None
-) -> threading.Thread:
+def begun(steps: Sequence[Step], most: int, do: Callable[[Step], None], room: int = 99) -> threading.Thread:
     """All of it, in a thread, with room for so many at once."""
     fits: Callable[[Sequence[Step]], bool] = lambda together: len(together) <= room  # noqa: E731
-    thread = threading.Thread(
-        target=side_by_side.run, args=(steps, most, fits, do, left or threading.Event()), daemon=True
-    )
+    thread = threading.Thread(target=side_by_side.run, args=(steps, most, fits, do, threading.Event()), daemon=True)
     thread.start()
     return thread
 
@@ -65,6 +60,14 @@ def test_one_at_a_time_is_their_order_in_the_thread_that_asks() -> None:
     notes: list[str] = []
     side_by_side.run([step("a"), step("b", "sft"), step("c")], 1, lambda steps: True, do, threading.Event())
     assert (notes, threads) == (["a", "b", "c"], {threading.current_thread()})
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_step_that_builds_on_a_later_one_begins_in_its_turn_and_says_itself_what_it_lacks(most: int) -> None:
+    do = Doing()
+    thread = begun([step("a", data=["b"]), step("b", data=["a"])], most, do)
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive() and do.notes == ["+a", "-a", "+b", "-b"]
 
 
 def test_a_step_begins_when_what_it_builds_on_has_ended_and_a_later_one_may_overtake_it() -> None:

@@ -14,14 +14,12 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from raml_ray import cluster, records
-from raml_ray.cluster import Need
 from raml_ray.config import Config, ConfigError, dump, load
 from raml_ray.policy_source import on_this_node
 from raml_ray.records import Question, Verdict
 from raml_ray.settings import PromptConfig
-from raml_ray.stages import mapping, rollouts, training_set
+from raml_ray.stages import mapping, needs, rollouts, training_set
 from raml_ray.stages.context import Context
-from raml_ray.stages.needs import DATA_TASKS
 from raml_ray.stages.progress import Progress
 from raml_ray.storage import Folder
 from raml_ray.text import batches, prompts
@@ -201,8 +199,7 @@ def mapped(
     settings, step = context.config.analyze, context.step.name
     folder = context.folder / table.inside if table.inside else context.folder
     unit = "trajectories" if table.key == "trajectory_id" else table.name
-    asked = {f"analyze.num_workers={settings.num_workers}": Need(settings.num_workers, 1, settings.gpus_per_worker)}
-    cluster.check_fits(asked | DATA_TASKS, context.config.cluster.wait_for_resources_s)
+    cluster.check_fits(needs.asked(context.config, "analyze"), context.config.cluster.wait_for_resources_s)
     shards = [rows[start : start + table.rows_per_shard] for start in range(0, len(rows), table.rows_per_shard)]
     done = set((folder / table.name).names("shard-", ".parquet"))
     missing = [{"shard": index} for index in range(len(shards)) if _name(index) not in done]
