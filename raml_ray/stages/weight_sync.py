@@ -31,7 +31,7 @@ class WeightSync(Protocol):
 
 
 class ObjectStoreSync:
-    """Through Ray's object store, for any device: gathered tensor by tensor, sent in buckets, each with its checksum."""
+    """Through Ray's object store, for any device: gathered layer by layer, sent in buckets, each with its checksum."""
 
     def __init__(self, pool: ActorHandle, learner: Sharded, config: Config, asked: Asked) -> None:
         self._pool, self._learner, self._config, self._asked = pool, learner, config, asked

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -157,7 +158,7 @@ class Sharded(ABC):
     def full_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """Every weight whole, one after the other, under the name that the policy's folder has for it; on the device.
 
-        Only one whole tensor exists at a time if the caller lets go of it (one adapted layer's). Tied weights come once.
+        One layer's are whole at a time if the caller lets go of them; they come by one exchange. Tied weights come once.
         Adapters are merged into the weights beside which they lie.
         """
         for name, whole in lora.merged(self._whole(), self._settings):
@@ -231,6 +232,13 @@ def layers(module: TokenLogprobs) -> list[nn.Module]:
         if isinstance(child, nn.ModuleList):
             return list(child)
     raise ValueError(f"{type(module.model).__name__} has no list of decoder layers that could be split one by one")
+
+
+def by_layer(named: Mapping[str, Tensor], module: TokenLogprobs) -> Iterator[dict[str, Tensor]]:
+    """The module's weights in their order, a decoder layer's together, as are those that stand before or behind the layers."""
+    layer_of = {id(p): number for number, layer in enumerate(layers(module)) for p in layer.parameters()}
+    for _, group in groupby(named.items(), lambda entry: layer_of.get(id(entry[1]))):
+        yield dict(group)
 
 
 def optimizer(module: nn.Module, settings: TrainConfig, num_dims: Callable[[nn.Parameter], int]) -> torch.optim.AdamW:

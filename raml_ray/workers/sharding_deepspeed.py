@@ -6,8 +6,9 @@ weight (`Piece`), so that another number of ranks, or another stage, can read it
 
 import importlib
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from raml_ray.settings import TrainConfig
 from raml_ray.workers.arrival import Arrival, agreed
 from raml_ray.workers.pieces import Piece
 from raml_ray.workers.policy import TokenLogprobs, untied
-from raml_ray.workers.sharding import DTYPES, Sharded, layers, moments, optimizer
+from raml_ray.workers.sharding import DTYPES, Sharded, by_layer, layers, moments, optimizer
 
 WEIGHTS_SPLIT = 3
 """The stage that splits weights too."""
@@ -148,19 +149,33 @@ class _DeepSpeed(Sharded):
             zero.reset_cpu_buffers()
 
     def _whole(self) -> Iterator[tuple[str, Tensor]]:
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-        from deepspeed.utils import safe_get_full_fp32_param
+        for part in by_layer(self._named(), self._module):
+            whole = self._trained_whole(part) | self._frozen_whole(part)
+            for name, tensor in part.items():
+                yield name, whole.pop(name, tensor.detach())
 
-        for name, tensor in self._named().items():
-            if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
-                whole: Tensor = safe_get_full_fp32_param(tensor)
-                yield name, whole.detach()
-            elif hasattr(tensor, "ds_id"):
-                with GatheredParameters(tensor):
-                    whole = tensor.detach().clone()
-                yield name, whole
-            else:
-                yield name, tensor.detach()
+    def _trained_whole(self, named: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Those that are trained, by one exchange: every rank adds its pieces to zeros."""
+        trained = {n: t for n, t in named.items() if isinstance(t, nn.Parameter) and t.requires_grad}
+        shapes = [getattr(tensor, "ds_shape", tensor.shape) for tensor in trained.values()]
+        flat = torch.zeros(sum(map(math.prod, shapes)), device=self.device)
+        parts = flat.split([math.prod(shape) for shape in shapes])
+        for (name, tensor), part in zip(trained.items(), parts, strict=True):
+            if isinstance(piece := self._trained(name, tensor).get(f"model.{name}"), Piece):
+                part[piece.offset : piece.offset + len(piece.here)] = piece.here
+        if trained:
+            dist.all_reduce(flat)
+        return {name: part.view(shape) for name, part, shape in zip(trained, parts, shapes, strict=True)}
+
+    def _frozen_whole(self, named: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Those that are split and not trained, by one exchange of DeepSpeed's."""
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        frozen = {n: t for n, t in named.items() if hasattr(t, "ds_id") and not t.requires_grad}
+        if not frozen:
+            return {}
+        with GatheredParameters(list(frozen.values())):
+            return {name: tensor.detach().clone() for name, tensor in frozen.items()}
 
     def state(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
 """Sharding by torch's FSDP2: each decoder layer a unit of its own, gathered while it computes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from raml_ray.settings import TrainConfig
 from raml_ray.workers.arrival import Arrival
 from raml_ray.workers.policy import TokenLogprobs, untied
-from raml_ray.workers.sharding import DTYPES, Sharded, layers, moments, optimizer
+from raml_ray.workers.sharding import DTYPES, Sharded, by_layer, layers, moments, optimizer
 
 
 def split(module: TokenLogprobs, device: torch.device, settings: TrainConfig) -> Sharded:
@@ -65,11 +65,11 @@ class Fsdp(Sharded):
         return found
 
     def _whole(self) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._named().items():
-            # Of offloaded weights one at a time comes back to the device.
-            here = tensor.detach().to(self.device)
-            # Of a world of one the shard is the whole, and no copy of it needed.
-            yield name, here.full_tensor() if isinstance(here, DTensor) and self.world_size > 1 else _local(here)
+        for part in by_layer(self._named(), self._module):
+            if self.world_size > 1:
+                yield from gathered(part, self.device, self.world_size)
+            else:  # the shard is the whole, and no copy of it needed
+                yield from ((name, _local(tensor.detach().to(self.device))) for name, tensor in part.items())
 
     def state(self) -> dict[str, Tensor]:
         named = {n: t for n, t in self._named().items() if not isinstance(t, nn.Parameter) or t.requires_grad}
@@ -85,6 +85,30 @@ class Fsdp(Sharded):
 
     def _named(self) -> dict[str, Tensor]:
         return {name.removeprefix("model."): tensor for name, tensor in untied(self._module).items()}
+
+
+def gathered(named: Mapping[str, Tensor], device: torch.device, world_size: int) -> Iterator[tuple[str, Tensor]]:
+    """These float32 weights whole, on the device, all of them by one exchange between the ranks; what is not split as
+    it is. Rank r has rows r * n to (r + 1) * n of a weight, where n is the rows over the ranks, rounded up."""
+    shapes = {
+        name: (-(-tensor.shape[0] // world_size), tensor.shape[1:])
+        for name, tensor in named.items()
+        if isinstance(tensor, DTensor)
+    }
+    sizes = {name: rows * math.prod(row) for name, (rows, row) in shapes.items()}
+    mine = torch.zeros(sum(sizes.values()), device=device)
+    for piece, name in zip(mine.split(list(sizes.values())), sizes, strict=True):
+        local = _local(named[name].detach()).flatten()
+        piece[: len(local)] = local  # offloaded ones come back to the device
+    everyones = mine.new_empty(world_size * len(mine))  # in one dimension: gloo cuts it along the first
+    dist.all_gather_into_tensor(everyones, mine)
+    pieces = dict(zip(sizes, everyones.view(world_size, -1).split(list(sizes.values()), dim=1), strict=True))
+    for name, tensor in named.items():
+        if name in pieces:
+            rows, row = shapes[name]
+            yield name, pieces[name].reshape(world_size * rows, *row)[: tensor.shape[0]]
+        else:
+            yield name, tensor.detach().to(device)
 
 
 def _local(tensor: Tensor) -> Tensor:

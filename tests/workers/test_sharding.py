@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from raml_ray.formulas import losses
 from raml_ray.settings import TrainConfig
@@ -126,6 +127,25 @@ def test_gathered_weights_are_the_models_by_the_models_names_on_rank_0() -> None
 
 def gathered() -> dict[str, torch.Tensor]:
     return sharding.wrap(tiny.model(), TrainConfig()).full_state()
+
+
+def test_a_layers_weights_come_by_one_exchange_from_ranks_with_unlike_parts() -> None:
+    for exchanges, same in ranks.run(exchanged, 3):  # 32, 48 and 50 rows
+        assert (exchanges, same) == (4, True), "the embedding's, two layers', and the last norm's"
+
+
+def exchanged() -> tuple[int, bool]:
+    learner, expected = sharding.wrap(tiny.model(), TrainConfig()), dict(tiny.model().named_parameters())
+    exchange, seen = dist.all_gather_into_tensor, []
+
+    def noted(*tensors: torch.Tensor) -> None:
+        seen.append(len(tensors[1]))
+        exchange(*tensors)
+
+    dist.all_gather_into_tensor = noted
+    found = dict(learner.full_tensors())
+    same = all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    return len(seen), same and found.keys() == expected.keys()
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:
