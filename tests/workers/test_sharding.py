@@ -1,5 +1,5 @@
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +136,23 @@ def test_a_layers_weights_come_by_one_exchange_from_ranks_with_unlike_parts() ->
 
 def exchanged() -> tuple[int, bool]:
     learner, expected = sharding.wrap(tiny.model(), TrainConfig()), dict(tiny.model().named_parameters())
-    exchange, seen = dist.all_gather_into_tensor, []
-
-    def noted(*tensors: torch.Tensor) -> None:
-        seen.append(len(tensors[1]))
-        exchange(*tensors)
-
-    dist.all_gather_into_tensor = noted
-    found = dict(learner.full_tensors())
+    found, exchanges = gathered_by(learner)
     same = all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    return len(seen), same and found.keys() == expected.keys()
+    return exchanges, same and found.keys() == expected.keys()
+
+
+def gathered_by(learner: Sharded) -> tuple[dict[str, torch.Tensor], int]:
+    """Its whole weights, on every rank, and by how many exchanges between the ranks they came."""
+    exchanges = []
+    with pytest.MonkeyPatch.context() as patch:
+        for exchange in (dist.all_gather_into_tensor, dist.all_reduce):
+
+            def noted(*tensors: torch.Tensor, exchange: Callable[..., None] = exchange) -> None:
+                exchanges.append(exchange)
+                exchange(*tensors)
+
+            patch.setattr(dist, exchange.__name__, noted)
+        return dict(learner.full_tensors()), len(exchanges)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights() -> None:

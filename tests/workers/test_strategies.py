@@ -69,6 +69,8 @@ class Found:
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     """Of the same examples: in one micro-batch, in several, packed and padded."""
     gathered: dict[str, Tensor] = field(default_factory=dict)
+    exchanges: int = 0
+    """By which the weights came from all ranks."""
     poisoned: tuple[bool, bool, bool] = (False, False, False)
     """Was the step skipped, did the weights stay as they were, was the next step taken."""
     resumed: list[float] = field(default_factory=list)
@@ -111,7 +113,7 @@ def arrived(limits: TrainConfig, seed: int = 0) -> Sharded:
 def looked_at(limits: TrainConfig) -> Found:
     """What one learner of the untrained policy has to show."""
     learner = arrived(limits)
-    found = Found(gathered=learner.full_state())
+    found = Found(gathered=learner.full_state(), exchanges=test_sharding.gathered_by(learner)[1])
     for max_tokens, packing in ((10_000, True), (25, True), (25, False), (1, False)):
         test_sharding.accumulated(learner, test_sharding.EXAMPLES, max_tokens, packing=packing)
         found.gradients.append(gradient(learner))
@@ -299,6 +301,8 @@ def test_rank_0s_weights_reach_all_ranks_and_are_gathered_on_rank_0(found: list[
         assert gathered.keys() == expected.keys()
         assert all(torch.equal(gathered[key], tensor) for key, tensor in expected.items()), name
         assert found[1][name].gathered == {}
+        # The embedding's, two layers', and the last norm's.
+        assert [every[name].exchanges for every in found[:2]] == [4, 4], name
 
 
 @pytest.mark.slow
