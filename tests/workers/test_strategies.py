@@ -13,7 +13,16 @@ from torch import Tensor
 
 from raml_ray.settings import GrpoConfig, SftConfig, TrainConfig
 from raml_ray.text.batches import batches
-from raml_ray.workers import checkpoints, gradient_variance, grpo_groups, sft_loop, sft_plan, sharding, sharding_fsdp
+from raml_ray.workers import (
+    checkpoints,
+    gradient_variance,
+    grpo_groups,
+    grpo_loop,
+    sft_loop,
+    sft_plan,
+    sharding,
+    sharding_fsdp,
+)
 from raml_ray.workers.pieces import Piece
 from raml_ray.workers.sharding import Sharded
 from tests.workers import ranks, test_grpo_loop, test_sharding, tiny
@@ -21,6 +30,9 @@ from tests.workers import ranks, test_grpo_loop, test_sharding, tiny
 NUM_STEPS = 20
 SFT = SftConfig(batch_size=4, num_epochs=8, max_steps=NUM_STEPS, learning_rate=0.01, warmup_steps=2)
 GRPO = GrpoConfig(num_trajectories=4, num_updated=2, gradient_variance_draws=3)
+REGULARIZED = GrpoConfig(
+    num_steps=NUM_STEPS, num_trajectories=4, num_updated=4, num_minibatches=2, learning_rate=3e-3, kl_coefficient=0.5
+)
 CUT = 8
 """Steps before the checkpoint."""
 LIMITS = TrainConfig(max_tokens_per_micro_batch=30, weight_decay=0.1, grad_clip=0.5, checkpoint_every=CUT)
@@ -66,6 +78,8 @@ class Found:
     """Of the gradient over draws of trajectories, before the losses."""
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    versions: list[tuple[float, float, float]] = field(default_factory=list)
+    """Of GRPO: loss, divergence from the reference and gradient norm."""
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     """Of the same examples: in one micro-batch, in several, packed and padded."""
     gathered: dict[str, Tensor] = field(default_factory=dict)
@@ -103,6 +117,20 @@ def trained(
     return losses, norms
 
 
+def reinforced(limits: TrainConfig) -> list[tuple[float, float, float]]:
+    """GRPO's versions on given trajectories, held near the policy that it began with: `Found.versions`."""
+    found: list[tuple[float, float, float]] = []
+
+    def report(version: int, metrics: Mapping[str, float]) -> None:
+        found.append((metrics["grpo/loss"], metrics["grpo/kl"], metrics["grpo/grad_norm"]))
+
+    grpo_loop.train(
+        arrived(limits), REGULARIZED, limits, seed=0, start_version=0, reference=arrived(limits), report=report,
+        sample=lambda version: (test_grpo_loop.groups(version), {}), publish=lambda version: {}, save=lambda version: None,
+    )  # fmt: skip
+    return found
+
+
 def arrived(limits: TrainConfig, seed: int = 0) -> Sharded:
     """The tiny policy as learners come by it: only rank 0 has weights."""
     with torch.device("cpu" if torch.distributed.get_rank() == 0 else "meta"):
@@ -120,6 +148,7 @@ def looked_at(limits: TrainConfig) -> Found:
         learner.step(0.0)
         found.first_moment = found.first_moment or first_moment(learner)
     found.poisoned = poisoned(learner)
+    found.versions = reinforced(limits)
     return found
 
 
@@ -227,6 +256,17 @@ def test_every_strategy_has_the_losses_and_gradient_norms_of_fsdp(found: list[Ev
                 reference = adapted if "adapted" in name else plain
                 assert variant.losses == pytest.approx(reference.losses, abs=1e-5), name
                 assert variant.norms == pytest.approx(reference.norms, rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_every_strategy_has_the_losses_divergences_and_gradient_norms_of_fsdp_in_grpo(found: list[Every]) -> None:
+    plain = found[0]["fsdp"].versions
+    assert len(plain) == NUM_STEPS and plain[-1][1] > 0.01
+    for every in found:
+        for name in ("fsdp", *STAGES):
+            for version, (loss, divergence, norm) in zip(every[name].versions, plain, strict=True):
+                assert version[:2] == pytest.approx((loss, divergence), abs=1e-5), name
+                assert version[2] == pytest.approx(norm, rel=1e-3), name
 
 
 @pytest.mark.slow
