@@ -40,7 +40,8 @@ def shown(run: Run) -> Shown:
         tables.append(interval_table(f"{step.name}: change of L-hat, nats", COLUMNS, listed))
         counts = _counts(groups)
         tables.append(
-            f'<p class="note">Against the same place without a word; {counts or "no word had a partner"} trajectories. Means'
+            f'<p class="note">Against the same place without a word, so that deleting the word is "{NAMES["own"]}" with'
+            f" its sign turned; {counts or 'no word had a partner'} trajectories. Means"
             " over each trajectory's words with 95 % bootstrap intervals over trajectories.</p>\n"
         )
         tables += [_pairs(step), _continued(step, groups)]

@@ -89,9 +89,10 @@ def _figure(step: StepResult, rows: Rows, plane: str, radius: float, group: str)
         drawn += _rows_of("surface", share, x, y, values)
     canvas.colorbar(filled, ax=above, label="L-hat, nats per answer token", location="top", format="%.3g", aspect=50)
     _cuts(canvas.add_subplot(places[0, -1]), grid, drawn, labels[0])
+    off_plane = step.figures["groups"][group]["off_plane"]
     caption = (
         f"Mean over {counted(own)} of L-hat behind none, more and all of the trajectory"
-        f" (columns), around the policy (+), from above and from the side. {_of_plane(plane)} Right: a cut through the middle"
+        f" (columns), around the policy (+), from above and from the side. {_of_plane(plane, off_plane)} Right: a cut through the middle"
         " along the first axis, behind the whole trajectory, of both groups, with 95 % bootstrap intervals over trajectories."
     )
     name = f"landscape_{step.name}_{plane}_{radius:g}_{group}".replace(".", "_")
@@ -126,12 +127,13 @@ def _bounds(surfaces: Sequence[tuple[Any, Any, np.ndarray]]) -> tuple[float, flo
     return low, max(high, low + 1e-6)
 
 
-def _of_plane(plane: str) -> str:
+def _of_plane(plane: str, off_plane: float | None) -> str:
     if plane == "random":
         return "The directions are the same for all trajectories; a step of one unit is as long as the weights that it moves."
+    off = "" if off_plane is None else f" ({off_plane:.0%} of their lengths, on average, lie off the plane)"
     return (
         "Axes are in units of the trajectory's update of W_v, which lies on the unit circle; orange lines are the real paths:"
-        " the updates of growing prefixes, projected. Along -gradient a step of one unit is as long as the update."
+        f" the updates of growing prefixes, projected{off}. Along -gradient a step of one unit is as long as the update."
     )
 
 

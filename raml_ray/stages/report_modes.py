@@ -19,6 +19,7 @@ COLUMNS = {
     "accuracy": ("accuracy", 3),
     "thinking_lead": ("thinking - this", 3),
 }
+GROUPED = {name: COLUMNS[name] for name in ("questions", "tokens", "accuracy")}
 STYLES = {
     THINKING: ("thinking, as recorded", "#0072B2", "o", "none"),
     UNTHOUGHT: ("no thinking", "#D55E00", "s", "none"),
@@ -35,8 +36,22 @@ def shown(run: Run) -> Shown:
         modes = step.figures["modes"]
         tables.append(interval_table(f"{step.name}: mode", COLUMNS, [(_named(mode), modes[mode]) for mode in modes]))
         tables.append(f'<p class="note">{_note(step)}</p>\n')
+        tables.append(interval_table(f"{step.name}: trajectories that were, mode", GROUPED, _by_group(step)))
+        tables.append(
+            '<p class="note">By the verdict on what was recorded, which was chosen by its outcome: answers that are drawn anew'
+            " can only lose to what was correct, and only gain on what was wrong.</p>\n"
+        )
         figures.append(_figure(step, modes))
     return Shown("Thinking, not thinking, cut thinking", [], "".join(tables), figures)
+
+
+def _by_group(step: StepResult) -> list[tuple[str, Mapping[str, Any]]]:
+    return [
+        (f"{group}, {_named(mode)}", found)
+        for group, modes in step.figures["groups"].items()
+        for mode, found in modes.items()
+        if mode != THINKING
+    ]
 
 
 def _kind(mode: str) -> str:

@@ -1,28 +1,23 @@
 """Which sentences of a thought are kept, to make it as short as a budget of tokens says."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 
 def truncated(lengths: Sequence[int], budget: int) -> list[int]:
     """The first sentences, as many whole ones as the budget of tokens holds."""
-    kept, left = [], budget
-    for place, length in enumerate(lengths):
-        if length > left:
-            break
-        kept.append(place)
-        left -= length
-    return kept
+    return [place for place, length in enumerate(accumulate(lengths)) if length <= budget]
 
 
 def without(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[int]:
-    """The sentences that are left, in their place, when they are deleted in that order as far as the budget of tokens asks:
-    from the last one of the order on, each is kept that the budget still holds."""
-    kept, left = [], budget
-    for place in reversed(order):
-        if lengths[place] <= left:
-            kept.append(place)
-            left -= lengths[place]
-    return sorted(kept)
+    """The sentences that are left, in their place, when they are deleted in that order until the budget of tokens holds the
+    rest.
+
+    As with `truncated`, the first that does not fit ends it: a way that went on to shorter ones would have more tokens of
+    the same budget.
+    """
+    kept = order[::-1]
+    return sorted(kept[place] for place in truncated([lengths[place] for place in kept], budget))
 
 
 def by_worth(worth: Sequence[float]) -> list[int]:

@@ -68,7 +68,11 @@ def is_recurrent(model: PreTrainedModel) -> bool:
 
 
 def use_blocks(model: PreTrainedModel) -> None:
-    """Make the model skip the pairs that do not see each other, where its device can: FlexAttention, compiled, on a GPU."""
+    """Make the model skip the pairs that do not see each other, where its device can: FlexAttention, compiled, on a GPU.
+
+    Raises: ValueError as `check`.
+    """
+    check(model)
     if model.device.type == "cuda" and not is_recurrent(model):
         model.set_attn_implementation(FLEX)
 

@@ -58,7 +58,7 @@ def test_a_trajectory_that_was_forced_is_no_thinking_left_alone() -> None:
 
 
 def outcome(question: str, mode: str, accuracy: float | None, tokens: float, *, forced: bool = True) -> modes.Shown:
-    return modes.Shown(question, mode, accuracy, tokens, forced)
+    return modes.Shown(question, "correct", mode, accuracy, tokens, forced)
 
 
 def test_modes_are_means_over_questions_and_held_against_thinking_by_question() -> None:
@@ -392,6 +392,9 @@ def test_engines_answer_behind_what_instruments_begin_and_the_page_shows_it(clus
     page = shown(compared)
     assert "were not sampled by this policy" in page.tables
     assert "budget of 8 tokens" in page.tables
+    # What the oracle wrote is all correct, and counts once more as that.
+    assert compared.figures["groups"] == {"correct": compared.figures["modes"], "wrong": {}}
+    assert "correct, budget of 8 tokens" in page.tables and "wrong, " not in page.tables
     # What leaves no room for an answer is set aside: an engine was asked for all that the response begins with.
     whole = [each for each in rows if each["question_id"].endswith(f"{modes.ENDED}_1")]
     longest = max(len(each["prompt_token_ids"]) + each["forced"][0]["end"] for each in whole)

@@ -1,5 +1,6 @@
 """L-hat's curves and their controls: which texts, which answers, which positions, and what they come to."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,13 @@ def test_positions_end_where_the_setting_says(policy: chosen.Opened) -> None:
     assert [(one["think_position"], one["num_suffix"]) for one in (thinking, whole)] == [(1, len(suffix))] * 2
     (in_prompt,) = curves(policy, row(TEXT), prompt__response_prefix="<think>\n", **plain)
     assert in_prompt["think_position"] == 0
+
+
+def test_a_policy_that_cannot_be_probed_is_refused_before_its_first_row(policy: chosen.Opened) -> None:
+    model = copy.deepcopy(policy.model)
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    with pytest.raises(ValueError, match="qwen2 with dynamic RoPE cannot be probed"):
+        lhat.Curves(chosen.Opened(model, policy.tokenizer), Config())
 
 
 def test_a_stride_keeps_the_last_position_and_those_around_the_leak(policy: chosen.Opened) -> None:

@@ -87,14 +87,19 @@ def test_truncation_keeps_whole_sentences_from_the_first(budget: int, kept: list
     assert shortening.truncated([5, 3, 4], budget) == kept
 
 
-def test_sentences_are_deleted_in_order_as_far_as_the_budget_asks() -> None:
+def test_sentences_are_deleted_in_order_until_the_rest_fits() -> None:
     lengths, order = [5, 3, 4], [1, 0, 2]
     assert shortening.without(lengths, order, 12) == [0, 1, 2]
     assert shortening.without(lengths, order, 9) == [0, 2]
-    # the first has no room beside the third, and the second has
-    assert shortening.without(lengths, order, 8) == [1, 2]
-    assert shortening.without(lengths, order, 3) == [1]
-    assert shortening.without(lengths, order, 2) == []
+    # The second would still fit beside the third: truncation passes over no sentence either.
+    assert shortening.without(lengths, order, 8) == [2]
+    assert shortening.without(lengths, order, 3) == []
+
+
+def test_deleting_from_the_last_on_is_truncation() -> None:
+    lengths = [5, 3, 4, 1, 7]
+    for budget in range(sum(lengths) + 2):
+        assert shortening.without(lengths, [4, 3, 2, 1, 0], budget) == shortening.truncated(lengths, budget)
 
 
 def test_what_is_worth_least_is_deleted_first() -> None:

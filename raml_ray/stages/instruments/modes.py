@@ -53,6 +53,8 @@ class Shown(NamedTuple):
     """A trajectory in one mode."""
 
     question_id: str
+    group: str
+    """The verdict on it as it was recorded."""
     mode: str
     accuracy: float | None
     num_tokens: float
@@ -77,6 +79,10 @@ def run(context: Context) -> Outcome:
         "num": len(rows),
         "own": own,
         "modes": figures(outcomes, context.config.seed),
+        "groups": {
+            group: figures([one for one in outcomes if one.group == group], context.config.seed)
+            for group in ("correct", "wrong")
+        },
         "answers": sampled.figures,
     }
     counts = Counts(len(rows), len(rows) - found.num_rejected, found.num_rejected)
@@ -148,7 +154,7 @@ def _outcomes(cuts: Sequence[Row], by_id: Mapping[str, Row], found: Mapping[str,
     """Each trajectory in each mode; cuts behind which no answer could be sampled are left out."""
     for cut in cuts:
         row = by_id[cut["trajectory_id"]]
-        head = row["question_id"], cut["mode"]
+        head = row["question_id"], row["verdict"], cut["mode"]
         if cut["begun_token_ids"] is None:
             verdict = Verdict(row["verdict"])
             accuracy = float(verdict is Verdict.CORRECT) if verdict.is_judgement else None
@@ -160,7 +166,7 @@ def _outcomes(cuts: Sequence[Row], by_id: Mapping[str, Row], found: Mapping[str,
 def figures(outcomes: Sequence[Shown], seed: int) -> dict[str, Any]:
     """By mode: accuracy, tokens and what thinking has more of the former, with intervals over questions."""
     of_mode = _by_mode(outcomes)
-    thought = by_question((one.question_id, one.accuracy) for one in of_mode[THINKING])
+    thought = by_question((one.question_id, one.accuracy) for one in of_mode.get(THINKING, []))
     found = {}
     for mode, listed in of_mode.items():
         accuracy = by_question((one.question_id, one.accuracy) for one in listed)
