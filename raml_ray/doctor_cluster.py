@@ -1,5 +1,6 @@
 """Does every node of a cluster have what a run needs, and do they have it alike? Every finding with its remedy."""
 
+import http
 import os
 import socket
 import urllib.error
@@ -19,6 +20,8 @@ from raml_ray.storage import Folder
 ANSWERS_S = 180.0
 """A node that is alive has started a worker and looked at itself by then; the sandbox' trial takes seconds."""
 CONNECTS_S = 5.0
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks it."""
 
 
 class Node:
@@ -65,6 +68,16 @@ class Node:
                 found[name] = str(error)
         return found
 
+    def answer_to_a_stranger(self, url: str) -> int | str:
+        """What somebody without a token is told there: HTTP's status, or why there is none."""
+        try:
+            with urllib.request.urlopen(url, timeout=CONNECTS_S) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError as error:
+            return str(error)
+
 
 def examine(config: Config) -> Iterator[Finding]:
     """What is found on every node of the cluster, and between them."""
@@ -86,9 +99,15 @@ def examine(config: Config) -> Iterator[Finding]:
             yield _gpus(names, counted, _asked(actors, names, "gpus"))
             yield _reach(names, actors, {node["NodeID"]: node["NodeManagerAddress"] for node in alive})
             yield _modes(names, _asked(actors, names, "auth_mode"))
+            # The dashboard may be on its host's loopback alone.
+            head, url = (
+                next(node["NodeID"] for node in alive if HEAD in node["Resources"]),
+                f"http://{dashboard}/api/jobs/",
+            )
+            asked = {head: actors[head].answer_to_a_stranger.remote(url)}
+            yield _stranger(url, cluster.answers(asked, names, ANSWERS_S)[head])
         except RuntimeError as error:
             yield Finding("fail", "nodes", str(error), "then ask again: what comes after was not looked at")
-        yield _stranger(f"http://{dashboard}/api/jobs/")
         yield _root(config)
 
 
@@ -185,18 +204,14 @@ def _modes(names: Mapping[str, str], found: Mapping[str, str]) -> Finding:
     return Finding("ok", "token", f"RAY_AUTH_MODE=token on {len(found)} nodes")
 
 
-def _stranger(url: str) -> Finding:
-    """Somebody without a token asks the dashboard for its jobs."""
-    try:
-        with urllib.request.urlopen(url, timeout=CONNECTS_S):
-            remedy = "export RAY_AUTH_MODE=token before `ray start --head`"
-            return Finding("fail", "a stranger", f"is let in at {url}", remedy)
-    except urllib.error.HTTPError as error:
-        return Finding("ok", "a stranger", f"without the token is turned away ({error.code})")
-    except OSError as error:
-        return Finding(
-            "warn", "a stranger", f"{url} does not answer: {error}", "jobs need the dashboard: is it running?"
-        )
+def _stranger(url: str, answer: int | str) -> Finding:
+    """`answer` is `Node.answer_to_a_stranger`."""
+    if answer == http.HTTPStatus.OK:
+        remedy = "export RAY_AUTH_MODE=token before `ray start --head`"
+        return Finding("fail", "a stranger", f"is let in at {url}", remedy)
+    if answer in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+        return Finding("ok", "a stranger", f"without the token is turned away ({answer})")
+    return Finding("warn", "a stranger", f"{url} answers {answer}", "jobs need the dashboard: is it running?")
 
 
 def _root(config: Config) -> Finding:

@@ -127,11 +127,16 @@ def dashboard(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("dashboard", "level", "told"),
-    [(200, "fail", "is let in at http://127.0.0.1"), (401, "ok", "turned away (401)"), (403, "ok", "away (403)")],
+    [
+        (200, "fail", "is let in at http://127.0.0.1"),
+        (401, "ok", "turned away (401)"),
+        (403, "ok", "away (403)"),
+        (500, "warn", "answers 500"),
+    ],
     indirect=["dashboard"],
 )
 def test_a_dashboard_that_lets_strangers_in_is_found(dashboard: str, level: str, told: str) -> None:
-    finding = doctor_cluster._stranger(dashboard)
+    finding = doctor_cluster._stranger(dashboard, doctor_cluster.Node().answer_to_a_stranger(dashboard))
     assert finding.level == level and told in finding.found
     assert ("export RAY_AUTH_MODE=token" in finding.remedy) == (level == "fail")
 
@@ -139,8 +144,9 @@ def test_a_dashboard_that_lets_strangers_in_is_found(dashboard: str, level: str,
 def test_a_dashboard_that_does_not_answer_is_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    finding = doctor_cluster._stranger(f"http://127.0.0.1:{port}/api/jobs/")
-    assert finding.level == "warn" and "does not answer" in finding.found
+    url = f"http://127.0.0.1:{port}/api/jobs/"
+    finding = doctor_cluster._stranger(url, doctor_cluster.Node().answer_to_a_stranger(url))
+    assert finding.level == "warn" and "refused" in finding.found
 
 
 def test_a_root_that_was_not_named_is_said_to_be_unknown_and_a_lost_one_fails() -> None:

@@ -33,6 +33,7 @@ class Statement:
 
 
 POLICIES = "raml ablate miniature_policies"
+REWORDED = "on 2026-11-27 in what would break it alone, which had named a control that its statistic never asked; no verdict changed"
 ON_EVERY_SET = "on each question set, the difference of mean mG-Pass@k"
 
 STATEMENTS = (
@@ -47,6 +48,7 @@ STATEMENTS = (
         breaks="L-hat is flat or rises until the answer is written; one that falls as far along the controls would be copying,"
         " which is shown beside and does not decide",
         command="raml run miniature_science seed=1",
+        changed=REWORDED,
     ),
     Statement(
         id="lhat-ends-higher-when-wrong",
@@ -156,6 +158,7 @@ STATEMENTS = (
         " statistic less the log of that ratio says whether there is more to it than arithmetic",
         breaks="the variance does not fall; that it falls by arithmetic alone is shown beside and does not decide",
         command="raml ablate miniature_grpo_trajectories",
+        changed=REWORDED,
     ),
     Statement(
         id="longer-helps",
@@ -190,6 +193,7 @@ STATEMENTS = (
         breaks="L-hat with thinking closed is as high, or higher; that wrong answers fall as far is shown beside and does not"
         " decide",
         command="raml ablate miniature_modes 'seed=range(1,4)'",
+        changed=REWORDED,
     ),
     Statement(
         id="end-of-thought-riskier",
@@ -210,6 +214,7 @@ STATEMENTS = (
         command="raml run gsm8k_science policy.path=FOLDER shorter.summary_policy=FOLDER"
         " steps.shorter.analyze.num_questions=40",
         elsewhere="or `paper_fig11_budgets`; not on the miniature, of which no policy can summarise",
+        changed=REWORDED,
     ),
     Statement(
         id="pseudo-update-descends",

@@ -56,7 +56,7 @@ def under_tune(config: Config) -> float:
     found, folder = shared_made(config)
     ablate._keep(found, folder)
     began = time.perf_counter()
-    failed = ablate._tuned(found, folder)
+    failed = ablate._tuned(found, folder, ())
     assert not failed, failed
     return time.perf_counter() - began
 

@@ -18,16 +18,24 @@ import ray
 from ray.exceptions import RayActorError
 
 from raml_ray import presets
-from raml_ray.config import Config, ConfigError, Step, dump, override
+from raml_ray.config import Config, ConfigError, Step, dump, load, override
 from raml_ray.metrics_file import read_metrics
-from raml_ray.miniature import base, tokenizer
+from raml_ray.miniature import base, task, tokenizer
 from raml_ray.settings import BaseConfig
-from raml_ray.stages import grpo, training_set
+from raml_ray.stages import grpo, learners, training_set
 from raml_ray.stages.context import Context, Counts
 from raml_ray.stages.instruments import chosen, lhat
+from raml_ray.stages.rollout_judge import RolloutJudge
+from raml_ray.stages.rollouts import stop_token_ids
 from raml_ray.storage import Folder
-from raml_ray.workers import fixed_probe, fresh
+from raml_ray.text import prompts
+from raml_ray.workers import fixed_probe, fresh, grpo_loop, weights
+from raml_ray.workers import policy as policies
+from raml_ray.workers.engine import Engine
+from raml_ray.workers.rollouts import Groups, questions_of_step, requests_of_step
+from raml_ray.workers.sampling import Sampling
 from tests.stages.test_training_set import Row, teacher, verdicts
+from tests.workers import ranks
 
 NUM_STEPS = 4
 DEADLINE_S = 400
@@ -118,6 +126,50 @@ def test_after_every_sync_engine_and_learner_agree(runs: Path) -> None:
     summary = json.loads((runs / "undisturbed" / "grpo" / "summary.json").read_text())
     assert summary["figures"]["grpo/versions"] == NUM_STEPS
     assert (runs / "undisturbed" / "grpo" / "policy" / "model.safetensors").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.faults
+def test_without_staleness_a_run_is_bit_for_bit_the_loop_of_one_engine_and_one_learner_in_turn(runs: Path) -> None:
+    config, base_policy = str(config_of(runs, "undisturbed")), str(runs / "undisturbed" / "base" / "policy")
+    (found,) = ranks.run(in_turn, 1, config, base_policy)
+    keys = ("grpo/loss", "grpo/reward", "grpo/grad_norm", "grpo/response_tokens", "grpo/entropy", MISMATCH)
+    assert [[row[key] for key in keys] for row in found] == [
+        [row[key] for key in keys] for row in metrics(runs, "undisturbed")
+    ]
+
+
+def in_turn(path: str, policy_path: str) -> list[dict[str, float]]:
+    """GRPO's loop without Ray, pool or overlap: an engine in the learner's own process is asked, then the learner updates,
+    then the engine takes over the weights."""
+    config = load(Path(path).read_text(), path)
+    words = policies.load_tokenizer(policy_path)
+    stop = stop_token_ids(policy_path, words)
+    questions = task.questions("train", config.miniature, seed=config.seed)
+    engine, judge = Engine(policy_path, config.engine, seed=config.seed), RolloutJudge(config, words, stop)
+    learner = learners.loaded(policy_path, config)
+    found: list[dict[str, float]] = []
+
+    def sample(version: int) -> tuple[Groups, dict[str, float]]:
+        asked = questions_of_step(questions, version, num=config.grpo.questions_per_step, seed=config.seed)
+        prompted = [prompts.prompt_token_ids(words, question.problem, config.prompt) for question in asked]
+        requests = requests_of_step(asked, prompted, version, num=config.grpo.num_trajectories, seed=config.seed)
+        sampling = Sampling(config.grpo.temperature, 1.0, -1, config.grpo.max_tokens, stop)
+        return judge.judged(asked, requests, engine.generate(requests, sampling)), {}
+
+    def publish(version: int) -> dict[str, float]:
+        engine.load_weights([weights.pack(learner.full_tensors())], version)
+        return {}
+
+    grpo_loop.train(
+        learner, config.grpo, config.train, seed=config.seed, start_version=0, sample=sample, publish=publish,
+        report=lambda version, told: found.append(dict(told)), save=lambda version: None,
+    )  # fmt: skip
+    judge.close()
+    engine.close()
+    return found
 
 
 @pytest.mark.ray
