@@ -158,9 +158,8 @@ def _learning(config: Config, made: Architecture, longest: room.Longest, assumed
     has_reference = config.grpo.kl_coefficient > 0 and longest.setting != "sft.max_length"
     split = room.split_of(config.train, made)._replace(reference=has_reference)
     asked = memory.estimate(made, split, room.tokens_of_a_pass(config.train, longest), on_host=on_host)
-    parts = str(asked).partition("(")[2].rstrip(")")
     there = assumed.device.num_bytes * min(1.0, config.train.gpus_per_worker)
-    return asked.total, parts, not on_host and asked.total > there
+    return asked.total, str(asked).partition("(")[2].rstrip(")"), not on_host and asked.total > there
 
 
 def _update_hours(

@@ -140,7 +140,7 @@ def _drawn(cells: Sequence[Cell], settings: Sequence[str], names: Mapping[str, s
         line[0].set_ylabel("mean over questions, %")
     for axis in panels[-1]:
         axis.set_xticks(range(len(ticks)), [str(*tick) if tick else "" for tick in ticks])
-        axis.set_xlabel(settings[0] if settings else "")
+        axis.set_xlabel(settings[0] if settings else "all seeds")
     handles, labels = panels[0][0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside upper left", ncols=3)
     seeds = sorted({len(cell.by_seed[metric]) for cell in cells for metric in DRAWN})
