@@ -167,8 +167,7 @@ def in_turn(path: str, policy_path: str) -> list[dict[str, float]]:
         learner, config.grpo, config.train, seed=config.seed, start_version=0, sample=sample, publish=publish,
         report=lambda version, told: found.append(dict(told)), save=lambda version: None,
     )  # fmt: skip
-    judge.close()
-    engine.close()
+    judge.close()  # and not the engine, which would take the learner's process group along
     return found
 
 
