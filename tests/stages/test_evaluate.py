@@ -41,6 +41,7 @@ def test_rows_that_are_no_question_are_counted_with_all_their_samples(cluster: N
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.faults  # for its time
 def test_math500_is_evaluated_from_a_mirror(cluster: None, tmp_path: Path) -> None:
     """All of it, by its name in the paper. The copy says no levels, so that the level 5 of it is not to be had."""
     if not MATH500.exists():

@@ -1,4 +1,7 @@
-"""An instrument of which a part was lost makes that part again, and nothing else, to the same bytes."""
+"""An instrument of which a part was lost makes that part again, and nothing else, to the same bytes.
+
+Here are those that differ in what a part is. Of every one tests/stages/test_real_text.py has a fresh worker make a part.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +62,46 @@ def tables(folder: str) -> dict[str, File]:
             ["cuts/shard-000002.parquet", "answers/trajectories/shard-000001.parquet"],
             {"cuts": 3, "answers/trajectories": 2},
         ),
+        (
+            "real_updates",
+            {
+                "analyze__num_correct": 1,
+                "real_updates__sgd_steps": 2,
+                "real_updates__lora_steps": 2,
+                "real_updates__num_noise": 2,
+            },
+            ["changes/shard-000001.parquet"],
+            {"changes": 2},
+        ),
+        (
+            "landscape",
+            # Of one trajectory and each plane, nine points in blocks of five and four.
+            {
+                "analyze__num_questions": 1,
+                "analyze__num_correct": 1,
+                "landscape__num_points": 3,
+                "landscape__points_per_shard": 5,
+                "landscape__radii": [0.5],
+                "landscape__update_radii": [0.5],
+                "landscape__num_prefixes": 2,
+            },
+            # The second of each: the plane is made again, without the block that comes first.
+            ["points/shard-000001.parquet", "points/shard-000003.parquet"],
+            {"points": 4},
+        ),
+        (
+            "features",
+            {
+                "features__results": "miniature",
+                "features__rank": 2,
+                "features__layers": [2],
+                "features__num_random": 1,
+                "features__max_tokens": 4,
+            },
+            ["states/shard-000001.parquet", "projected/responses/shard-000001.parquet"],
+            # The whole policy, without what a probe reads, and without a random subspace.
+            {"states": 3, "projected/responses": 3},
+        ),
     ],
 )
 @pytest.mark.faults
@@ -69,6 +112,7 @@ def test_a_lost_shard_is_made_again_alone_and_to_the_byte(
     asked: dict[str, object] = {"analyze__num_questions": NUM_QUESTIONS, "analyze__num_correct": 3, **settings}
     context = contexts.context(judged, step, **asked)
     undisturbed = contexts.finish(context, analyze.run(context))
+    assert undisturbed.counts.rejected == 0
     before = tables(context.folder.path)
     for name, number in num_shards.items():
         assert sum(path.startswith(f"{name}/shard-") for path in before) >= number
@@ -77,5 +121,5 @@ def test_a_lost_shard_is_made_again_alone_and_to_the_byte(
     assert analyze.run(context) == undisturbed
     after = tables(context.folder.path)
     assert {name: file.content for name, file in after.items()} == {name: file.content for name, file in before.items()}
-    shards = {name for name in before if "/shard-" in name and not name.startswith("chosen/")}
+    shards = {name for name in before if "/shard-" in name and "chosen" not in Path(name).parts}
     assert {name for name in shards if after[name].written != before[name].written} == set(lost)
