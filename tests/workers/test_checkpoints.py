@@ -90,8 +90,9 @@ def told(folder: str) -> str:
 
 def test_a_disk_that_is_full_for_one_rank_is_told_by_all_and_costs_no_older_checkpoint(tmp_path: Path) -> None:
     first, second = ranks.run(told, 2, str(tmp_path))
-    assert first == second
-    assert re.match(rf"checkpoint {tmp_path}/step-00000002 cannot be written \(\d+ MiB are free there\): ", first)
+    free = r"\d+ MiB are free there"  # which others change between two looks
+    assert re.sub(free, "", first) == re.sub(free, "", second)
+    assert re.match(rf"checkpoint {tmp_path}/step-00000002 cannot be written \({free}\): ", first)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000001"]
     with ranks.alone():
         assert loaded(tmp_path) == (1, 1.0)

@@ -124,6 +124,9 @@ def reinforced(limits: TrainConfig) -> list[tuple[float, float, float]]:
     def report(version: int, metrics: Mapping[str, float]) -> None:
         found.append((metrics["grpo/loss"], metrics["grpo/kl"], metrics["grpo/grad_norm"]))
 
+    limits = limits.model_copy(
+        update={"max_tokens_per_micro_batch": 1000}
+    )  # all of a minibatch at once, for the test's time
     grpo_loop.train(
         arrived(limits), REGULARIZED, limits, seed=0, start_version=0, reference=arrived(limits), report=report,
         sample=lambda version: (test_grpo_loop.groups(version), {}), publish=lambda version: {}, save=lambda version: None,
@@ -148,7 +151,6 @@ def looked_at(limits: TrainConfig) -> Found:
         learner.step(0.0)
         found.first_moment = found.first_moment or first_moment(learner)
     found.poisoned = poisoned(learner)
-    found.versions = reinforced(limits)
     return found
 
 
@@ -215,6 +217,8 @@ def two(nothing: str, folder: str) -> dict[str, Found]:
 
         found.variance = variance(learner, of(name))
         found.losses, found.norms = trained(learner, of(name), save=save)
+        if name in READ_BY:
+            found.versions = reinforced(of(name))
         if name in RESUMED:
             found.read, found.resumed = resumed(of(name), f"{folder}/{name}")
     return every
@@ -229,6 +233,7 @@ def one(nothing: str, folder: str) -> dict[str, Found]:
         learner = arrived(of(name))
         found.variance = variance(learner, of(name))
         found.losses, found.norms = trained(learner, of(name))
+        found.versions = reinforced(of(name))
         found.read, found.resumed = resumed(of(READ_BY[name]), f"{folder}/{name}")
     return every
 
