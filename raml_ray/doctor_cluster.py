@@ -99,11 +99,8 @@ def examine(config: Config) -> Iterator[Finding]:
             yield _gpus(names, counted, _asked(actors, names, "gpus"))
             yield _reach(names, actors, {node["NodeID"]: node["NodeManagerAddress"] for node in alive})
             yield _modes(names, _asked(actors, names, "auth_mode"))
-            # The dashboard may be on its host's loopback alone.
-            head, url = (
-                next(node["NodeID"] for node in alive if HEAD in node["Resources"]),
-                f"http://{dashboard}/api/jobs/",
-            )
+            url = f"http://{dashboard}/api/jobs/"  # which may be on the head's loopback alone
+            head = next(node["NodeID"] for node in alive if HEAD in node["Resources"])
             asked = {head: actors[head].answer_to_a_stranger.remote(url)}
             yield _stranger(url, cluster.answers(asked, names, ANSWERS_S)[head])
         except RuntimeError as error:

@@ -152,7 +152,7 @@ class _DeepSpeed(Sharded):
         for part in by_layer(self._named(), self._module):
             whole = self._trained_whole(part) | self._frozen_whole(part)
             for name, tensor in part.items():
-                yield name, whole.pop(name, tensor.detach())
+                yield name, whole.get(name, tensor.detach())
 
     def _trained_whole(self, named: Mapping[str, Any]) -> dict[str, Tensor]:
         """Those that are trained, by one exchange: every rank adds its pieces to zeros."""

@@ -48,7 +48,7 @@ def surfaces(group: str, trajectory: str, height: float) -> list[dict[str, Any]]
                 at = {"kind": "grid", "prefix": int(share * 8), "share": share, "x": point.x, "y": point.y}
                 found.append(head | at | {"plane": plane, "radius": radius, "lhat": scale * (height + point.x)})
     for share, x, y in ((0.0, 0.0, 0.0), (0.5, 0.1, 0.3), (1.0, 0.6, 0.8)):
-        at = {"kind": "path", "prefix": int(share * 8), "share": share, "x": x, "y": y, "off_plane": 0.0}
+        at = {"kind": "path", "prefix": int(share * 8), "share": share, "x": x, "y": y, "off_plane": 0.25}
         found.append(head | at | {"plane": "update", "radius": 2.0, "lhat": height})
     return found
 
@@ -68,6 +68,7 @@ def test_landscapes_of_both_groups_are_drawn_at_every_radius(tmp_path: Path) -> 
     assert [row["lhat"] for row in drawn(wrong, panel="cut, wrong", x=-0.5)] == pytest.approx([0.75])
     assert "2 correct trajectories (2 questions)" in correct.caption
     assert "1 wrong trajectories (1 questions)" in wrong.caption
+    assert "projected (25% of their lengths, on average, lie off the plane)" in wrong.caption
 
 
 def test_a_landscapes_axes_say_what_they_are_and_in_what_unit(tmp_path: Path) -> None:
