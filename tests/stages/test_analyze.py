@@ -8,12 +8,13 @@ from typing import Any, get_args
 import pytest
 
 from raml_ray import records
-from raml_ray.config import Config, Step
+from raml_ray.config import Config, ConfigError, Step
 from raml_ray.miniature import tokenizer as miniature
 from raml_ray.settings import Instrument, PromptConfig
-from raml_ray.stages import analyze, learner_probe, verify
+from raml_ray.stages import analyze, learner_probe, mapping, verify
 from raml_ray.stages.context import INSTRUMENT_READS
-from raml_ray.stages.instruments import chosen
+from raml_ray.stages.instruments import chosen, modes
+from raml_ray.storage import Folder
 from raml_ray.text import prompts
 from tests.stages import contexts
 from tests.stages.test_verify import oracle, verifying
@@ -101,6 +102,27 @@ def test_a_row_that_cannot_be_measured_is_set_aside_alone() -> None:
     found = Twice()(rows, lambda row, reason: reasons.append((row["trajectory_id"], str(reason))))
     assert [row["trajectory_id"] for row in found] == ["a", "a", "b", "b"]
     assert reasons == [("bad", "too long")]
+
+
+def test_a_step_that_measured_nothing_fails_with_the_first_reason(tmp_path: Path) -> None:
+    folder, shard, rows = (
+        Folder(str(tmp_path)),
+        "shard-000000.parquet",
+        [{"trajectory_id": name} for name in ("a", "b")],
+    )
+
+    def complete(*measured: str) -> chosen.Measured:
+        table = [{"trajectory_id": name, "question_id": "q", "mode": "m"} for name in measured]
+        (folder / modes.CUTS.name).write_table(shard, records.table(table, modes.CUTS.schema))
+        others = [row["trajectory_id"] for row in rows if row["trajectory_id"] not in measured]
+        mapping.write_rejected(
+            folder, shard, [records.rejected(key, "analyze", f"{key} is long", {}) for key in others]
+        )
+        return chosen._complete(folder, rows, modes.CUTS, "cut")
+
+    with pytest.raises(ConfigError, match=r"'cut' has measured nothing: all 2 rows .* the first because a is long"):
+        complete()
+    assert complete("b").num_rejected == 1
 
 
 def test_every_instrument_has_its_file_its_part_of_the_page_and_its_settings() -> None:

@@ -194,7 +194,8 @@ def mapped(
 
     `open_policy` and `make` are called once per worker process, `columns` are those of `rows`.
 
-    Raises: RuntimeError if a trajectory has no row in the table and was not set aside either; what a worker raised.
+    Raises: ConfigError if all were set aside; RuntimeError if a trajectory has no row in the table and was not set aside
+    either; what a worker raised.
     """
     settings, step = context.config.analyze, context.step.name
     folder = context.folder / table.inside if table.inside else context.folder
@@ -216,16 +217,21 @@ def mapped(
         with Progress(context.folder, step, "analyze", unit=unit, total=len(rows), done=there) as progress:
             for report in mapping.over_shards(step, missing, ShardWorker, arguments, workers, patience):
                 progress.add(int(report["rows"]))
-    return _complete(folder, rows, table)
+    return _complete(folder, rows, table, step)
 
 
-def _complete(folder: Folder, rows: Sequence[Row], table: Table) -> Measured:
+def _complete(folder: Folder, rows: Sequence[Row], table: Table, step: str) -> Measured:
     """What all shards hold. A trajectory may have several rows, all in one shard."""
     names = (folder / table.name).names("shard-", ".parquet")
     measured = [(folder / table.name).read_table(name).to_pylist() for name in names]
     found = [key for shard in measured for key in dict.fromkeys(row[table.key] for row in shard)]
-    rejected = (folder / "rejected").read_tables("shard-", records.REJECTED)["row_key"].to_pylist()
-    mapping.check_complete(folder, [row[table.key] for row in rows], found, rejected)
+    rejected = (folder / "rejected").read_tables("shard-", records.REJECTED)
+    mapping.check_complete(folder, [row[table.key] for row in rows], found, rejected["row_key"].to_pylist())
+    if rows and not found:
+        raise ConfigError(
+            f"step {step!r} has measured nothing: all {len(rows)} rows were set aside, the first because"
+            f" {rejected['reason'][0]}; the others' reasons are in {folder.path}/rejected"
+        )
     return Measured([row for shard in measured for row in shard], len(rejected))
 
 
