@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from raml_ray.stages.report_data import METRICS, Evaluation, Run
+from raml_ray.workers.fixed_probe import ERROR
 
 LINEAGE_COLOURS = {(): "#8c8c8c", ("sft",): "#0072B2", ("grpo",): "#E69F00", ("sft", "grpo"): "#009E73"}
 OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#44AA99", "#999933", "#882255", "#DDCC77", "#555555")
@@ -169,30 +170,52 @@ def _training(run: Run) -> Figure | None:
     for axis, (metric, title, unit, x_label, lines) in zip(axes, drawn, strict=False):
         for step, points in lines.items():
             _line(axis, points, run.label_of(step), colour_of[step])
-            rows += [{"step": step, "metric": metric, "x": x, "value": y} for x, y in points]
+            rows += [{"step": step, "metric": metric, **point._asdict()} for point in points]
         axis.set_title(title)
         axis.set_xlabel(x_label)
         axis.set_ylabel(unit)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if metric == "grpo/reward":
-            axis.set_ylim(0, max(1.02, max(y for points in lines.values() for _, y in points)))
+            axis.set_ylim(0, max(1.02, max(point.value for points in lines.values() for point in points)))
         if len(lines) <= MOST_NAMED:
             axis.legend(fontsize=9)
     for axis in axes[len(drawn) :]:
         axis.set_visible(False)
     caption = (
         "Faint: every step. Bold: mean over a centred window of a tenth of the steps, where there are over 30."
-        " One training run each, so there is no interval."
+        " One training run each, so there is no interval over runs."
     )
+    if any(row["low"] is not None for row in rows):
+        caption += (
+            " Whiskers: 1.96 standard errors over the fixed trajectories, so how far a mean over others might lie;"
+            " all points of a line are of the same ones."
+        )
     return finished("training", "Training curves", caption, canvas, rows)
 
 
-def _points(metrics: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[name]) for row in metrics if name in row]
+class _Point(NamedTuple):
+    x: float
+    value: float
+    low: float | None
+    high: float | None
 
 
-def _line(axis: Axes, points: Sequence[tuple[float, float]], label: str, colour: str) -> None:
-    x, y = np.array(points).T
+def _points(metrics: Sequence[Mapping[str, float]], name: str) -> list[_Point]:
+    """A metric by step, with its 95 % interval where its standard error is beside it."""
+    found = []
+    for row in metrics:
+        if name in row:
+            error = row.get(name + ERROR)
+            ends = (None, None) if error is None else (row[name] - 1.96 * error, row[name] + 1.96 * error)
+            found.append(_Point(row["step"], row[name], *ends))
+    return found
+
+
+def _line(axis: Axes, points: Sequence[_Point], label: str, colour: str) -> None:
+    x, y = np.array([point[:2] for point in points]).T
+    for point in points:
+        if point.low is not None and point.high is not None:
+            axis.vlines(point.x, point.low, point.high, color=colour, alpha=0.4, linewidth=1)
     if len(x) <= 30:
         axis.plot(x, y, color=colour, label=label, marker="o", markersize=3)
         return

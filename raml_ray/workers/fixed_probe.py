@@ -2,6 +2,7 @@
 written, and their end. Any learner can score them: they are sequences like those that it trains on.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # a driver asks for the examples alone
 
 START, BEFORE_LEAK, END = "probe/lhat_start", "probe/lhat_before_leak", "probe/lhat_end"
 PLACES = (START, BEFORE_LEAK, END)
+ERROR = "_se"
+"""Behind a place's name: the standard error of its mean."""
 
 
 def examples(
@@ -59,17 +62,30 @@ class FixedProbe:
         self._counts = {place: sum(example.fields[place][0] > 0 for example in examples) for place in PLACES}
 
     def __call__(self) -> Mapping[str, float]:
-        """Mean L-hat at each place, nats per answer token, and the seconds that it took. A collective."""
+        """Mean L-hat at each place, nats per answer token, its standard error over the trajectories where there are two
+        or more, and the seconds that all took. A collective."""
         began = time.perf_counter()
+        mine = self._lhats()
+        found = {}
+        for place, count in self._counts.items():
+            if count:
+                mean = found[place] = self._policy.total(sum(mine[place])) / count
+                squares = self._policy.total(sum((lhat - mean) ** 2 for lhat in mine[place]))
+                if count > 1:
+                    found[place + ERROR] = math.sqrt(squares / (count - 1) / count)
+        return found | {"time/probe_s": time.perf_counter() - began}
+
+    def _lhats(self) -> dict[str, list[float]]:
+        """Place -> L-hat of each of this rank's examples there."""
         budget, packing = self._limits.max_tokens_per_micro_batch, self._limits.packing
         num_passes = int(self._policy.largest(len(micro_batches(self._mine, budget, packing=packing))))
-        totals = dict.fromkeys(PLACES, 0.0)
+        found: dict[str, list[float]] = {place: [] for place in PLACES}
         self._policy.train(False)
         with torch.no_grad():
             for batch in batches(self._mine, budget, num_passes, packing=packing):
                 logprob_BT = self._policy.token_logprobs(batch).cpu()
                 for place, weight_BT in batch.fields.items():
-                    totals[place] -= float((logprob_BT * weight_BT).sum())
+                    weighed = zip(batch.split(logprob_BT), batch.split(weight_BT), strict=True)
+                    found[place] += [-float((lp_T * w_T).sum()) for lp_T, w_T in weighed if w_T.any()]
         self._policy.train()
-        found = {place: self._policy.total(totals[place]) / count for place, count in self._counts.items() if count}
-        return found | {"time/probe_s": time.perf_counter() - began}
+        return found

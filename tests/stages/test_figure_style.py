@@ -65,7 +65,7 @@ def policies(root: Path) -> Sequence[Figure]:
     config = run_of(root)
     whole_run(config)
     with MetricsFile(folder_of(config) / "start") as metrics:
-        metrics.append(40, {"probe/lhat_before_leak": 2.0})
+        metrics.append(40, {"probe/lhat_before_leak": 2.0, "probe/lhat_before_leak_se": 0.5})
     return report_figures.figures(report_data.read(folder_of(config), config))
 
 

@@ -258,6 +258,23 @@ def test_every_figure_is_kept_as_svg_png_and_the_rows_it_draws(config: Config) -
     assert points[1]["paper_smooth"] == pytest.approx(2.999, abs=1e-4)
 
 
+def test_lhat_of_fixed_trajectories_is_drawn_with_its_interval_and_what_one_run_gives_without(config: Config) -> None:
+    whole_run(config)
+    with MetricsFile(folder_of(config) / "start") as metrics:
+        metrics.append(40, {"probe/lhat_before_leak": 2.0, "probe/lhat_before_leak_se": 0.5})
+        metrics.append(50, {"probe/lhat_before_leak": 1.0})  # of one trajectory alone
+    out = folder_of(config) / "page"
+    report.build(folder_of(config), config, out)
+    rows = pq.read_table((out / "figures").file("training.parquet")).to_pylist()
+    probed = [row for row in rows if row["metric"] == "probe/lhat_before_leak"]
+    assert [(row["x"], row["value"], row["low"], row["high"]) for row in probed] == [
+        (40, 2.0, pytest.approx(1.02), pytest.approx(2.98)),
+        (50, 1.0, None, None),
+    ]
+    assert all(row["low"] is None for row in rows if row["metric"] != "probe/lhat_before_leak")
+    assert "1.96 standard errors over the fixed trajectories" in out.read_text("report.html")
+
+
 def test_the_papers_panel_holds_what_its_notebook_draws(config: Config) -> None:
     analyzed(config, wrong_end=3.25)
     curves = folder_of(config) / "probed" / "curves"

@@ -1,5 +1,8 @@
 """L-hat that learners tell of fixed trajectories is that of the probe."""
 
+import math
+import statistics
+
 import pytest
 
 from raml_ray.miniature import tokenizer as miniature
@@ -61,11 +64,13 @@ def test_learners_tell_the_probes_lhat_on_any_number_of_ranks() -> None:
         lengths = sorted({len(PROMPT) + place for place in (0, before, end)})
         asked.append(Probe([*PROMPT, *tokens(text)], lengths, [suffix]))
     curves = [found[0].tolist() for found in probe.answer_nll(model, asked, memory_mib=64)]
-    expected = {
-        "probe/lhat_start": sum(curve[0] for curve in curves) / 3,
-        "probe/lhat_before_leak": (curves[0][1] + curves[1][1] + curves[2][1]) / 3,
-        "probe/lhat_end": sum(curve[-1] for curve in curves) / 3,
+    at = {
+        fixed_probe.START: [curve[0] for curve in curves],
+        fixed_probe.BEFORE_LEAK: [curve[1] for curve in curves],
+        fixed_probe.END: [curve[-1] for curve in curves],
     }
+    expected = {place: statistics.mean(found) for place, found in at.items()}
+    expected |= {f"{place}_se": statistics.stdev(found) / math.sqrt(3) for place, found in at.items()}
     with ranks.alone():
         assert told() == pytest.approx(expected, abs=1e-5)
     for rank in ranks.run(told, 2):
@@ -87,6 +92,15 @@ def test_a_report_has_the_probe_at_the_start_and_every_so_many_steps() -> None:
                 report(step, {"sft/loss": 1.0})
             return list(told)
 
-        probed, plain = {*fixed_probe.PLACES, "time/probe_s"}, {"sft/loss"}
+        errors = {place + fixed_probe.ERROR for place in fixed_probe.PLACES}
+        probed, plain = {*fixed_probe.PLACES, *errors, "time/probe_s"}, {"sft/loss"}
         assert asked(0) == [(0, probed), (1, plain), (2, probed | plain), (3, plain)]
         assert asked(2) == [(3, plain), (4, probed | plain), (5, plain)]
+
+
+def test_one_trajectory_alone_has_no_standard_error() -> None:
+    limits = TrainConfig(max_tokens_per_micro_batch=40)
+    first = fixed_probe.examples(TOKENIZER, PROMPT, tokens(TEXTS[0]), "16", **SETTINGS)
+    with ranks.alone():
+        learner = sharding.wrap(tiny.served(vocab_size=len(TOKENIZER), max_position_embeddings=64, seed=2), limits)
+        assert set(fixed_probe.FixedProbe(learner, first, limits)()) == {*fixed_probe.PLACES, "time/probe_s"}
