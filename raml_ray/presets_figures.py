@@ -112,6 +112,7 @@ def _community() -> PaperPreset:
 
 SUMMARISED = (
     *stated("4.2, Fig. 11", analyze__instrument="shorter", shorter__summary_policy="Qwen/Qwen2.5-32B-Instruct"),
+    *stated("Fig. 11", shorter__summary_published="qwen3_summarised"),
     *stated("4.2: four summaries of each trajectory", shorter__summary_draws=4),
     *stated(
         "the released notebook",

@@ -1,10 +1,10 @@
-"""Our figures of an evaluation beside those that the paper prints of the same set, metric and k."""
+"""Our figures of question sets beside those that the paper prints of the same set, metric and k."""
 
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raml_ray.config import Config, ConfigError
+from raml_ray.config import ConfigError
 from raml_ray.published import PUBLISHED
 from raml_ray.text import known_sets
 
@@ -12,38 +12,33 @@ logger = logging.getLogger(__name__)
 NAMES = {"accuracy": "Avg", "pass_at_k": "Pass@{k}", "mg_pass_at_k": "mG-Pass@{k}"}
 
 
-def check(config: Config) -> None:
-    """Raises: ConfigError if evaluate.published has no set in common with evaluate.sets."""
-    settings = config.evaluate
-    if settings.published and not _shared(config):
-        there = ", ".join(known_sets.PAPER + name for name in PUBLISHED[settings.published].sets)
-        raise ConfigError(
-            f"evaluate.published={settings.published} has no effect: none of evaluate.sets is one of its sets ({there})"
-        )
+def check(setting: str, published: str, sets: Mapping[str, str]) -> None:
+    """Raises: ConfigError, naming the setting, if the published row has no set in common with these (name -> path)."""
+    if published and not _shared(published, sets):
+        there = ", ".join(known_sets.PAPER + name for name in PUBLISHED[published].sets)
+        raise ConfigError(f"{setting}={published} has no effect: none of evaluate.sets is one of its sets ({there})")
 
 
-def _shared(config: Config) -> dict[str, str]:
+def _shared(published: str, sets: Mapping[str, str]) -> dict[str, str]:
     """Our name of a set -> the paper's, of those that the row has."""
-    row = PUBLISHED[config.evaluate.published]
-    names = {name: known_sets.name_of(path) for name, path in config.evaluate.sets.items()}
-    return {name: known for name, known in names.items() if known in row.sets}
+    names = {name: known_sets.name_of(path) for name, path in sets.items()}
+    return {name: known for name, known in names.items() if known in PUBLISHED[published].sets}
 
 
-def rows(config: Config, sets: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row per set and metric that the paper prints: both values, in percent, our interval, and whether theirs lies
-    within it."""
-    settings = config.evaluate
-    if not settings.published:
+def rows(published: str, sets: Mapping[str, str], ours: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row per set and metric that the paper prints of what we have figures of (by our name of the set): both values,
+    in percent, our interval, and whether theirs lies within it."""
+    if not published:
         return
-    row = PUBLISHED[settings.published]
-    for name, known in _shared(config).items():
-        for metric, theirs in row.sets[known].items():
-            ours = sets[name][metric]
-            mean, low, high = (100 * ours[part] if ours else None for part in ("mean", "low", "high"))
+    row = PUBLISHED[published]
+    for name, known in _shared(published, sets).items():
+        for metric, theirs in row.sets[known].items() if name in ours else ():
+            found = ours[name][metric]
+            mean, low, high = (100 * found[part] if found else None for part in ("mean", "low", "high"))
             yield {
                 "set": name,
                 "metric": NAMES[metric].format(k=row.k),
-                "num_questions": sets[name]["num_questions"],
+                "num_questions": ours[name]["num_questions"],
                 "ours": mean,
                 "low": low,
                 "high": high,

@@ -24,7 +24,8 @@ SHARD_QUESTIONS = 64
 def run(context: Context) -> Outcome:
     settings = context.config.evaluate
     second_judge.check(context.config)
-    beside.check(context.config)
+    settings = context.config.evaluate
+    beside.check("evaluate.published", settings.published, settings.sets)
     found = _questions(context)
     found.keep(context)
     questions = found.questions
@@ -43,7 +44,7 @@ def run(context: Context) -> Outcome:
         "temperature": settings.temperature,
         "sets": {name: _figures(context, name, table, rows, asked[name]) for name in settings.sets},
     }
-    if compared := list(beside.rows(context.config, figures["sets"])):
+    if compared := list(beside.rows(settings.published, settings.sets, figures["sets"])):
         beside.tell(compared)
         figures["published"] = compared
     figures |= second_judge.compared(context, rows, list(settings.sets))

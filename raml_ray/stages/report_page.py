@@ -57,7 +57,7 @@ def page(
         _what_ran(run, facts),
         _summary(run, claims),
         "" if run.is_sweep else policies(run, by_name.get("evaluation")),
-        beside(run.of_stage("evaluate")),
+        beside([*run.of_stage("evaluate"), *run.of_instrument("shorter")]),
         section("Training", figure_html(by_name["training"])) if "training" in by_name else "",
         *map(_shown, instruments),
         verdicts(run.of_stage("verify")),

@@ -1,4 +1,4 @@
-"""The part of the report's page that holds evaluations beside the numbers that the paper prints."""
+"""The part of the report's page that holds steps beside the numbers that the paper prints."""
 
 from collections.abc import Sequence
 from html import escape
@@ -32,5 +32,5 @@ def beside(steps: Sequence[StepResult]) -> str:
     ]
     if not rows:
         return ""
-    header = ["evaluation", "metric", "here", "in the paper", "questions"]
+    header = ["step and set", "metric", "here", "in the paper", "questions"]
     return section("Beside the paper's numbers", f'<p class="note">{escape(NOTE)}</p>\n', table(header, rows, 2))

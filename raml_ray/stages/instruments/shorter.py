@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raml_ray import records
 from raml_ray.config import Config
+from raml_ray.stages import beside
 from raml_ray.stages.context import Context, Counts, Outcome
 from raml_ray.stages.instruments import answers, chosen, summaries
 from raml_ray.stages.instruments.answers import Answer
@@ -47,7 +48,8 @@ COLUMNS = pa.schema([*chosen.CHOSEN, ("summaries", pa.list_(pa.string()))])
 
 
 def run(context: Context) -> Outcome:
-    settings = context.config.shorter
+    settings, sets = context.config.shorter, context.config.evaluate.sets
+    beside.check("shorter.summary_published", settings.summary_published, sets)
     rows = chosen.trajectories(context)
     summed = summaries.of(context, rows) if settings.summary_policy else summaries.Summaries({}, None)
     num_draws = settings.summary_draws if settings.summary_policy else 0
@@ -72,7 +74,10 @@ def run(context: Context) -> Outcome:
         for group in ("correct", "wrong")
     }
     counts = Counts(len(rows), len(rows) - found.num_rejected, found.num_rejected)
-    said = {"groups": groups, "sets": of_sets(told, seed) if num_draws else {}, "summaries": summed.figures}
+    by_set = of_sets(told, seed) if num_draws else {}
+    compared = list(beside.rows(settings.summary_published, sets, summarised(by_set)))
+    beside.tell(compared)
+    said = {"groups": groups, "sets": by_set, "summaries": summed.figures, "published": compared}
     return Outcome(counts, said | {"answers": sampled.figures})
 
 
@@ -213,6 +218,15 @@ def of_sets(rows: Sequence[Row], seed: int) -> dict[str, dict[str, Any]]:
     return {
         name: {way: _of_set(listed, seed, f"{name} {way}") for way, listed in ways.items()}
         for name, ways in by_set.items()
+    }
+
+
+def summarised(by_set: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of `of_sets` what summaries reach, by the names that `evaluate` has for it."""
+    found = {name: ways[SUMMARY] for name, ways in by_set.items() if SUMMARY in ways}
+    return {
+        name: {"num_questions": one["questions"], "accuracy": one["accuracy"], "pass_at_k": one["solved"]}
+        for name, one in found.items()
     }
 
 
