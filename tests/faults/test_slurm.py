@@ -137,8 +137,9 @@ def test_a_run_that_is_told_that_its_time_is_up_saves_and_goes_on_when_sent_agai
         return (run / "grpo" / "metrics.jsonl").exists()
 
     waited_for("first version", is_learning, PATIENCE_S)
-    raylets = [process for process in psutil.process_iter() if "raylet" in process.name()]
-    of_job = [process for process in raylets if any("/tmp/ray-" in word for word in process.cmdline())]
+    there = psutil.process_iter(["name", "cmdline"])  # a zombie has no words, and says so by None
+    raylets = [process for process in there if "raylet" in process.info["name"]]
+    of_job = [process for process in raylets if any("/tmp/ray-" in word for word in process.info["cmdline"] or ())]
     assert [len(process.cpu_affinity()) for process in of_job] == [os.cpu_count()] * 2, "a node is bound to fewer cores"
     [token] = slurm.tokens()
     assert token.stat().st_mode & 0o777 == 0o600
