@@ -207,14 +207,18 @@ def trials_at_once(sweep: Sweep) -> int:
     needs = [needs_of(sweep.config.for_step(step.name), step.stage) for step in steps]
     for need in needs:
         cluster.check_fits(need, sweep.config.cluster.wait_for_resources_s)
-    there = ray.cluster_resources()
+    room = room_for(needs, ray.cluster_resources())
+    return min(room, sweep.config.ablate.max_concurrent or room)
+
+
+def room_for(needs: Sequence[cluster.Asked], there: Mapping[str, float]) -> int:
+    """How many trials fit side by side into these resources: each is given what its greediest step needs of each."""
     rooms = [
         int(there.get(resource, 0) // most)
         for resource in ("CPU", "GPU")
         if (most := max(sum(entry.total(resource) for entry in need.values()) for need in needs))
     ]
-    room = min(rooms)
-    return min(room, sweep.config.ablate.max_concurrent or room)
+    return min(rooms)
 
 
 def _trial(point: Mapping[str, Any], *, payload: Mapping[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from raml_ray.cluster import check_fits
+from raml_ray.cluster import Need, check_fits
 from raml_ray.config import Config, ConfigError, Stage, override
-from raml_ray.stages import learners, needs
+from raml_ray.stages import ablate, learners, needs
 
 
 def total(stage: Stage, **settings: object) -> tuple[float, float]:
@@ -24,6 +24,17 @@ def test_learners_engines_and_instruments_are_added_up_with_their_gpus() -> None
     assert total("analyze", analyze__num_workers=3, analyze__gpus_per_worker=1) == (3 + 1, 3)
     assert total("verify") == (1, 0)
     assert total("base", base__num_threads=2) == (2, 0)
+
+
+def test_trials_run_side_by_side_as_their_greediest_steps_fit() -> None:
+    training = {"train.num_workers": Need(2, cpus=3, gpus=1), "sft": Need(1, cpus=1)}  # 7 CPUs, 2 GPUs
+    evaluation = {"evaluate.num_engines": Need(4, cpus=2, gpus=1)}  # 8 CPUs, 4 GPUs
+    assert ablate.room_for([training, evaluation], {"CPU": 64, "GPU": 16}) == 4
+    assert ablate.room_for([training, evaluation], {"CPU": 26, "GPU": 16}) == 3
+    assert ablate.room_for([training, evaluation], {"CPU": 64, "GPU": 3}) == 0
+    assert ablate.room_for([{"verify": Need(1, cpus=1)}], {"CPU": 2}) == 2, (
+        "GPUs that no step asks for are none's limit"
+    )
 
 
 @pytest.mark.ray
