@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raml_ray.config import Config, Step, flatten, override
+from raml_ray.text import paper_prompts
 from raml_ray.text.known_sets import KNOWN, KnownSet
 
 FACTOR = 64
@@ -85,6 +86,8 @@ TEXTS = {
     "data.texts": {"rehearsal": "generations"},
     "data.labels": {"rehearsal": "labels"},
 }
+BEGUN = TEXTS | {"data.texts": {"rehearsal": "begun"}}
+"""The same questions' texts where responses are begun for a policy: these begin alike, or an instrument would set all aside."""
 MIRROR = "rehearsal_mirror"
 
 
@@ -94,13 +97,18 @@ def rehearsed(config: Config) -> Config:
     sampled = {step.name for step in config.steps if step.stage == "generate" and not _is_import(config, step)}
     evaluated = {step.name for step in config.steps if step.stage == "evaluate"}
     looked_at = {name for step in config.steps if step.stage == "analyze" for name in step.data} & evaluated
-    if sampled or looked_at:
+    begun = {name for name in sampled if config.for_step(name).prompt.response_prefix}
+    if sampled - begun or looked_at:
         steps.append(Step(name="texts", stage="generate", overrides=dict(TEXTS)))
+    if begun:
+        steps.append(Step(name="texts_begun", stage="generate", overrides=dict(BEGUN)))
     if looked_at:
         steps.append(Step(name="verify_texts", stage="verify", data=("texts",)))
     second = str(Path(config.root).absolute() / f"rehearsal_{config.name}" / "base" / "policy")
     for step in config.steps:
-        more = ("texts",) if step.stage == "verify" and sampled & set(step.data) else ()
+        more: tuple[str, ...] = ()
+        if step.stage == "verify" and sampled & set(step.data):
+            more = ("texts_begun",) if begun & set(step.data) else ("texts",)
         if step.stage == "analyze" and looked_at & set(step.data):
             more = ("verify_texts",)
         needs_one = step.stage in ("sft", "grpo", "evaluate", "analyze") or step.name in sampled
@@ -181,5 +189,6 @@ def _row(known: KnownSet, number: int) -> dict[str, Any]:
         gold: str(answer),
         "level": level.level if number < level.num_of_level else 1,
         "generations": texts,
+        "begun": [f"{paper_prompts.NO_THINKING_PREFIX} \\boxed{{{said}}}." for said in (answer, answer + 1)],
         "labels": [1, 0],
     }

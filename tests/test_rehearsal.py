@@ -1,5 +1,6 @@
 """The paper's settings at toy size: what changes is named, all else is the paper's."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def test_a_second_policy_is_the_one_that_is_made_here_and_reads_and_writes_as_mu
     # A policy of random weights answers nothing that can be read, so that no trajectory of its own is looked at.
     assert small.step("shorter_thinking").data == ("evaluate_thinking", "verify_texts")
     assert small.step("verify_texts").data == ("texts",) and small.for_step("texts").generate.source == "import"
+
+
+def test_texts_that_are_read_beside_begun_responses_begin_as_those_do(tmp_path: Path) -> None:
+    small = rehearsal.rehearsed(presets.by_name("paper_fig5_modes"))
+    assert small.step("verify_qwq").data == ("qwq", "texts")
+    assert small.step("verify_qwq_direct").data == ("qwq_direct", "texts_begun")
+    rehearsal.write_mirror(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "aime24.jsonl").read_text().splitlines()]
+    column = small.for_step("texts_begun").data.texts["rehearsal"]
+    prefix = small.for_step("lhat_qwq_direct").prompt.response_prefix
+    assert prefix and all(text.startswith(prefix) for row in rows for text in row[column])
 
 
 def test_a_sweep_keeps_what_it_searches_over() -> None:
