@@ -29,11 +29,11 @@ test: lint      ## all tests that need no GPU and kill nothing at random
 test-faults: setup ## engines, nodes and drivers killed at random moments: nothing is lost (minutes)
 	.venv/bin/python -m pytest -s -m faults --ignore tests/faults/test_hosts.py --ignore tests/faults/test_s3.py \
 	  --ignore tests/faults/test_meters.py --ignore tests/faults/test_slurm.py --ignore tests/test_mlflow_server.py \
-	  --ignore tests/test_reach.py --ignore tests/test_growing.py
+	  --ignore tests/test_reach.py --ignore tests/test_growing.py --ignore tests/faults/test_stage_jobs.py
 
 test-cluster: setup ## the README's "On a cluster" on hosts of their own, Slurm, MLflow's PostgreSQL, S3 that is killed, who gets in, a cluster that grows (45 minutes)
 	.venv/bin/python -m pytest -s tests/faults/test_hosts.py tests/faults/test_slurm.py tests/faults/test_s3.py \
-	  tests/faults/test_meters.py tests/test_mlflow_server.py tests/test_reach.py tests/test_growing.py
+	  tests/faults/test_meters.py tests/faults/test_stage_jobs.py tests/test_mlflow_server.py tests/test_reach.py tests/test_growing.py
 
 format: setup   ## rewrite the code in the project's format
 	.venv/bin/ruff format .

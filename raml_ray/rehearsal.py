@@ -85,6 +85,8 @@ TEXTS = {
     "data.path": "paper:aime24-four",
     "data.texts": {"rehearsal": "generations"},
     "data.labels": {"rehearsal": "labels"},
+    # Several presets' rehearsals share these steps, whatever the windows of their own policies.
+    "engine.max_model_len": PROMPT_TOKENS + 512,
 }
 BEGUN = TEXTS | {"data.texts": {"rehearsal": "begun"}}
 """The same questions' texts where responses are begun for a policy: these begin alike, or an instrument would set all aside."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raml_ray import presets
+from raml_ray import presets, rehearsal
 from raml_ray.__main__ import main
 from raml_ray.config import Config, differences, flatten
 from raml_ray.miniature import task
@@ -105,11 +105,14 @@ def test_every_choice_is_what_the_preset_has_and_says_where_it_is_from(name: str
         assert found == (tuple(as_held) if isinstance(as_held, list) else as_held), choice
 
 
-def test_presets_of_one_run_agree_on_the_steps_that_they_share() -> None:
+@pytest.mark.parametrize("rehearsed", [False, True])
+def test_presets_of_one_run_agree_on_the_steps_that_they_share(rehearsed: bool) -> None:
     seen: dict[str, tuple[str, object]] = {}
     for name, preset in (PAPER | FIGURES).items():
         config = preset.config()
-        for step in config.steps if config.name == "paper" else ():
+        is_shared = config.name == "paper"
+        config = rehearsal.rehearsed(config) if rehearsed else config
+        for step in config.steps if is_shared else ():
             decides = deciding(narrowed(config.for_step(step.name), step.stage), step.stage)
             other, there = seen.setdefault(step.name, (name, (step, decides)))
             if step.stage != "report":
