@@ -724,7 +724,7 @@ class ShorterConfig(Settings):
     summary_max_model_len: int = Field(0, ge=0)
     """Of summary_policy: as engine.max_model_len, where that is not its own; 0 is that."""
     summary_published: Literal["", "qwen3_summarised"] = ""
-    """Of summary_policy: as evaluate.published, beside accuracy behind summaries; sets are known by evaluate.sets."""
+    """Of summary_policy: as evaluate.published, beside accuracy behind summaries of evaluated trajectories."""
 
 
 MINIATURE_RESULTS = "miniature"

@@ -1,10 +1,14 @@
 """Our figures beside the paper's."""
 
+from pathlib import Path
+
 import pytest
 
+from raml_ray import presets
 from raml_ray.config import Config, ConfigError, override
-from raml_ray.stages import beside
+from raml_ray.stages import beside, pipeline
 from raml_ray.stages.instruments import shorter
+from raml_ray.storage import Folder
 
 SETS = {"aime": "paper:aime24", "mine": "x.jsonl"}
 FOUND = {
@@ -34,6 +38,14 @@ def test_a_row_that_would_show_nothing_is_refused() -> None:
         override(Config(), {"evaluate.published": "sft_qwen", "evaluate.sets": SETS, "evaluate.k": 4})
     with pytest.raises(ConfigError, match=r"shorter.summary_published='qwen3_summarised' has no effect without"):
         override(Config(), {"shorter.summary_published": "qwen3_summarised"})
+
+
+def test_a_step_knows_the_sets_that_its_trajectories_were_evaluated_on(tmp_path: Path) -> None:
+    config = presets.by_name("paper_fig11_budgets")
+    context = pipeline.context_of(config, config.step("shorter_thinking"), Folder(str(tmp_path)))
+    sets = shorter.evaluated_sets(context)
+    assert sets["aime24"] == "paper:aime24" and len(sets) == 3
+    beside.check("shorter.summary_published", context.config.shorter.summary_published, sets)
 
 
 def test_what_summaries_reach_stands_beside_the_papers_row_of_them() -> None:

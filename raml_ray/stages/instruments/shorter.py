@@ -48,7 +48,7 @@ COLUMNS = pa.schema([*chosen.CHOSEN, ("summaries", pa.list_(pa.string()))])
 
 
 def run(context: Context) -> Outcome:
-    settings, sets = context.config.shorter, context.config.evaluate.sets
+    settings, sets = context.config.shorter, evaluated_sets(context)
     beside.check("shorter.summary_published", settings.summary_published, sets)
     rows = chosen.trajectories(context)
     summed = summaries.of(context, rows) if settings.summary_policy else summaries.Summaries({}, None)
@@ -79,6 +79,15 @@ def run(context: Context) -> Outcome:
     beside.tell(compared)
     said = {"groups": groups, "sets": by_set, "summaries": summed.figures, "published": compared}
     return Outcome(counts, said | {"answers": sampled.figures})
+
+
+def evaluated_sets(context: Context) -> dict[str, str]:
+    """Name -> path of the question sets of the evaluations whose trajectories are shortened."""
+    sets: dict[str, str] = {}
+    for name in context.step.data:
+        if context.whole.step(name).stage == "evaluate":
+            sets |= context.whole.for_step(name).evaluate.sets
+    return sets
 
 
 def answered(rows: Sequence[Row], found: Mapping[str, Answer], sets: Mapping[str, str]) -> list[Row]:
