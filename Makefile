@@ -31,7 +31,7 @@ test-faults: setup ## engines, nodes and drivers killed at random moments: nothi
 	  --ignore tests/faults/test_meters.py --ignore tests/faults/test_slurm.py --ignore tests/test_mlflow_server.py \
 	  --ignore tests/test_reach.py --ignore tests/test_growing.py --ignore tests/faults/test_stage_jobs.py
 
-test-cluster: setup ## the README's "On a cluster" on hosts of their own, Slurm, MLflow's PostgreSQL, S3 that is killed, who gets in, a cluster that grows (45 minutes)
+test-cluster: setup ## the README's "On a cluster" on hosts of their own, Slurm, MLflow's PostgreSQL, S3 that is killed, who gets in, a cluster that grows, a job of every stage (an hour)
 	.venv/bin/python -m pytest -s tests/faults/test_hosts.py tests/faults/test_slurm.py tests/faults/test_s3.py \
 	  tests/faults/test_meters.py tests/faults/test_stage_jobs.py tests/test_mlflow_server.py tests/test_reach.py tests/test_growing.py
 

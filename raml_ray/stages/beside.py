@@ -26,13 +26,13 @@ def _shared(published: str, sets: Mapping[str, str]) -> dict[str, str]:
 
 
 def rows(published: str, sets: Mapping[str, str], ours: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row per set and metric that the paper prints of what we have figures of (by our name of the set): both values,
+    """One row per set (name -> path) and metric that the paper prints, beside our figures by the set's name: both values,
     in percent, our interval, and whether theirs lies within it."""
     if not published:
         return
     row = PUBLISHED[published]
     for name, known in _shared(published, sets).items():
-        for metric, theirs in row.sets[known].items() if name in ours else ():
+        for metric, theirs in row.sets[known].items():
             found = ours[name][metric]
             mean, low, high = (100 * found[part] if found else None for part in ("mean", "low", "high"))
             yield {

@@ -24,7 +24,6 @@ SHARD_QUESTIONS = 64
 def run(context: Context) -> Outcome:
     settings = context.config.evaluate
     second_judge.check(context.config)
-    settings = context.config.evaluate
     beside.check("evaluate.published", settings.published, settings.sets)
     found = _questions(context)
     found.keep(context)

@@ -58,7 +58,7 @@ def test_what_summaries_reach_stands_beside_the_papers_row_of_them() -> None:
         "nothing was summarised": {"whole": whole},
     }
     sets = {"aime": "paper:aime24", "nothing was summarised": "paper:math500-level5"}
-    first, second = beside.rows("qwen3_summarised", sets, shorter.summarised(by_set))
+    first, second = shorter.beside_the_paper("qwen3_summarised", sets, by_set)
     assert (first["metric"], first["ours"], first["paper"], first["is_within"]) == ("Avg", 25.0, 39.79, False)
     assert (second["metric"], second["ours"], second["paper"], second["is_within"]) == ("Pass@16", 75.0, 80.0, True)
     assert (first["place"], first["num_questions"]) == ("Fig. 11", 28)

@@ -75,7 +75,7 @@ def run(context: Context) -> Outcome:
     }
     counts = Counts(len(rows), len(rows) - found.num_rejected, found.num_rejected)
     by_set = of_sets(told, seed) if num_draws else {}
-    compared = list(beside.rows(settings.summary_published, sets, summarised(by_set)))
+    compared = beside_the_paper(settings.summary_published, sets, by_set)
     beside.tell(compared)
     said = {"groups": groups, "sets": by_set, "summaries": summed.figures, "published": compared}
     return Outcome(counts, said | {"answers": sampled.figures})
@@ -230,13 +230,16 @@ def of_sets(rows: Sequence[Row], seed: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def summarised(by_set: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of `of_sets` what summaries reach, by the names that `evaluate` has for it."""
+def beside_the_paper(
+    published: str, sets: Mapping[str, str], by_set: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What summaries reach (of `of_sets`) beside the paper's row, of the sets in which there are summaries."""
     found = {name: ways[SUMMARY] for name, ways in by_set.items() if SUMMARY in ways}
-    return {
+    ours = {
         name: {"num_questions": one["questions"], "accuracy": one["accuracy"], "pass_at_k": one["solved"]}
         for name, one in found.items()
     }
+    return list(beside.rows(published, {name: path for name, path in sets.items() if name in ours}, ours))
 
 
 def _of_set(listed: Sequence[Row], seed: int, name: str) -> dict[str, Any]:
