@@ -17,6 +17,12 @@ SIZE: dict[str, object] = {
     "grpo.num_trajectories": 16,
     "grpo.num_updated": 16,
     "grpo.num_steps": 20,
+    # These matrices are so small that a second thread saves little; a second trial beside the first does.
+    "base.num_threads": 1,
+    "train.cpus_per_worker": 1,
+    "engine.cpus_per_engine": 1,
+    "cluster.num_cpus": 4,
+    "cluster.steps_at_once": 2,
 }
 FROM_TEACHER, ZERO = ("base", "teacher", "verify", "sft", "evaluate_sft"), ("base", "grpo_zero", "evaluate_grpo_zero")
 COLD = ("base", "teacher", "verify", "sft", "grpo_zero", "grpo_cold")

@@ -5,6 +5,7 @@ import pytest
 from raml_ray import presets
 from raml_ray.__main__ import main
 from raml_ray.stages import sweep
+from raml_ray.stages.context import probed
 
 SWEEPS = [name for name, make in presets.PRESETS.items() if name.startswith("miniature") and make().ablate.space]
 
@@ -76,6 +77,15 @@ def test_the_points_of_a_sweep_that_are_the_recipe_itself_are_the_policies_of_th
 def test_trajectories_of_a_sweep_over_sft_come_from_one_table_per_seed() -> None:
     found = expanded("miniature_sft_trajectories")
     assert {trial.steps["teacher"] for trial in found.trials if trial.values["seed"] == 2} == {"teacher_seed_2"}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_what_a_trials_learners_are_probed_with_is_of_the_same_trial(name: str) -> None:
+    found = expanded(name)
+    for trial in found.trials:
+        for step in trial.steps.values():
+            if probe := probed(found.config, found.config.step(step)):
+                assert probe == trial.steps["verify"]
 
 
 def test_domains_differ_in_the_teachers_questions_alone() -> None:

@@ -21,7 +21,7 @@ from raml_ray.config import Config, ConfigError, dump, fingerprint, load
 from raml_ray.metrics_file import MetricsTail
 from raml_ray.redacted import without_secrets
 from raml_ray.settings import AblateConfig
-from raml_ray.stages import early_stopping, grpo, learners, pipeline
+from raml_ray.stages import early_stopping, grpo, inputs, learners, pipeline
 from raml_ray.stages.needs import asked as needs_of
 from raml_ray.stages.sweep import ATTEMPTS, PRESET_FILE, SWEEP_FILE, Sweep, Trial, expanded
 from raml_ray.stages.trial_callbacks import TrialCallbacks
@@ -47,6 +47,7 @@ def run(config: Config) -> Folder:
     sweep = expanded(config, config.ablate.space)
     early_stopping.check(sweep, config.ablate)
     storage.check_reachable(config.root)
+    inputs.check(sweep.config, sweep.config.steps)
     folder = storage.run_folder(config.root, config.name)
     _keep(sweep, folder)
     folder.write_text(PRESET_FILE, without_secrets(dump(config)) + "\n")
@@ -95,28 +96,14 @@ def _note(sweep: Sweep, folder: Folder, seconds: float) -> None:
 def _shared(sweep: Sweep, folder: Folder, tracker: Tracker) -> dict[str, str]:
     """Make what several trials need; the trials that a failure costs, with the last line of what they died of."""
     broken: dict[str, str] = {}
-    for name in sweep.shared():
-        step = sweep.config.step(name)
-        behind = next((other for other in (step.policy, *step.data) if other in broken), None)
-        if behind is not None:
-            broken[name] = broken[behind]
-            continue
-        try:
-            pipeline.run_steps(sweep.config, [name], folder, tracker)
-        except Exception as error:  # whatever it is, other trials do without the step
-            broken[name] = f"{name}: {_last_line(error)}"
-            logger.warning("shared step %s", broken[name])
+    at_once = sweep.config.cluster.steps_at_once
+    pipeline.run_steps(sweep.config, sweep.shared(), folder, tracker, at_once=at_once, failed=broken)
     failed = {}
     for trial in sweep.trials:
         if causes := [broken[name] for name in trial.steps.values() if name in broken]:
             failed[trial.name] = causes[0]
             (folder / TRIALS / trial.name).write_json(RESULT, {"status": "failed", "error": causes[0]})
     return failed
-
-
-def _last_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
 
 
 def _tuned(sweep: Sweep, folder: Folder, lost: Collection[str]) -> dict[str, str]:
@@ -163,7 +150,7 @@ def _tuned(sweep: Sweep, folder: Folder, lost: Collection[str]) -> dict[str, str
     for result in results:
         name = result.config["trial"]
         if result.error:
-            failed[name] = _last_line(result.error)
+            failed[name] = pipeline.last_line(result.error)
             logger.warning("trial %s failed: %s", name, failed[name])
         elif not _is_whole(trials[name], folder):
             logger.info("trial %s was stopped early", name)

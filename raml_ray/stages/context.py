@@ -196,6 +196,11 @@ def reads(config: Config, stage: Stage) -> tuple[str, ...]:
     return READS[stage] + own + (ANSWER_READS if samples_answers(config) else ())
 
 
+def probed(config: Config, step: Step) -> str:
+    """The step along whose trajectories the learner of this one is probed (train.probe_data); empty if it is not."""
+    return config.for_step(step.name).train.probe_data if "train" in READS[step.stage] else ""
+
+
 def narrowed(config: Config, stage: Stage) -> Config:
     """The configuration with every node that the stage does not read at its default."""
     kept = {name: config.model_dump(mode="python")[name] for name in (*reads(config, stage), *SITE)}

@@ -10,7 +10,7 @@ from raml_ray.config import Config, ConfigError, Stage, Step
 from raml_ray.policy_source import on_this_node
 from raml_ray.settings import DataConfig
 from raml_ray.stages import known_rows, sources
-from raml_ray.stages.context import READS, Context, reads
+from raml_ray.stages.context import READS, Context, probed, reads
 from raml_ray.storage import is_url
 from raml_ray.text import known_sets
 from raml_ray.workers import policy as policies
@@ -54,11 +54,13 @@ def question_sets(config: Config, stage: Stage) -> dict[str, DataConfig]:
 
 
 def check(config: Config, steps: Sequence[Step]) -> None:
-    """Refuse a run of which a step would not find its question set, before the first one starts.
+    """Refuse a run of which a step would not find its question set, or what it probes, before the first one starts.
 
     Raises: ConfigError that says what is not pinned or not there.
     """
     for step in steps:
+        if name := probed(config, step):
+            config.step(name)
         for name, data in question_sets(config.for_step(step.name), step.stage).items():
             try:
                 for part in known_rows.parts_of(data):

@@ -15,7 +15,7 @@ from raml_ray.provenance import version_tags, versions
 from raml_ray.redacted import without_secrets
 from raml_ray.stages import chosen, needs, progress, side_by_side
 from raml_ray.stages import inputs as outside
-from raml_ray.stages.context import Context, Outcome, changes, manifest, narrowed
+from raml_ray.stages.context import Context, Outcome, changes, manifest, narrowed, probed
 from raml_ray.storage import SUMMARY, Folder
 from raml_ray.tracking import Tracker
 
@@ -57,21 +57,50 @@ def run(config: Config, *, only: str | None = None, stage: Stage | None = None, 
     return folder
 
 
-def run_steps(config: Config, names: Sequence[str], folder: Folder, tracker: Tracker, *, at_once: int = 1) -> None:
+def run_steps(
+    config: Config,
+    names: Sequence[str],
+    folder: Folder,
+    tracker: Tracker,
+    *,
+    at_once: int = 1,
+    failed: dict[str, str] | None = None,
+) -> None:
     """Run the steps of these names on the Ray that is connected, in this order, or `at_once` where they do not build on
     one another; those that are finished stay.
 
+    With `failed`, a step that fails is put there with its name and the last line of what it died of, as are those that
+    build on it; the others go on.
+
     Raises: as `run`.
     """
-    left = threading.Event()
+    left, lost = threading.Event(), {} if failed is None else failed
 
     def do(step: Step) -> None:
-        _run_step(config, step, folder, tracker, left)
+        if why := next((lost[name] for name in before(step) if name in lost), ""):
+            lost[step.name] = why
+            return
+        try:
+            _run_step(config, step, folder, tracker, left)
+        except Exception as error:  # whatever it is, what does not build on the step may go on
+            if failed is None:
+                raise
+            lost[step.name] = f"{step.name}: {last_line(error)}"
+            logger.warning("%s", lost[step.name])
 
     def fits(steps: Sequence[Step]) -> bool:
         return cluster.fits([needs.asked(config.for_step(step.name), step.stage) for step in steps])
 
-    side_by_side.run([config.step(name) for name in names], at_once, fits, do, left)
+    def before(step: Step) -> Sequence[str]:
+        return (step.policy, *step.data, probed(config, step))
+
+    side_by_side.run([config.step(name) for name in names], at_once, fits, do, left, before)
+
+
+def last_line(error: BaseException) -> str:
+    """What it says at its end, or what it is where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _redo(config: Config, steps: list[Step], folder: Folder, redo: tuple[str, ...]) -> None:

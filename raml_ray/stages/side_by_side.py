@@ -6,7 +6,7 @@ they are told to stop, which only the main thread hears. So they run in it, one 
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from queue import SimpleQueue
 
 from raml_ray.config import Stage, Step
@@ -14,6 +14,7 @@ from raml_ray.config import Stage, Step
 logger = logging.getLogger(__name__)
 
 IN_MAIN_THREAD: frozenset[Stage] = frozenset({"sft", "grpo"})
+Before = Callable[[Step], Collection[str]]
 Ended = tuple[Step, BaseException | None]
 
 
@@ -23,8 +24,9 @@ def run(
     fits: Callable[[Sequence[Step]], bool],
     do: Callable[[Step], None],
     left: threading.Event,
+    before: Before,
 ) -> None:
-    """`do` every step behind those that it builds on (a report: between those before it and those behind it), `most` at once
+    """`do` every step when those have ended that are `before` it (a report: between those before it and those behind it), `most` at once
     while `fits` says that the cluster holds them all; in their order where that is free.
 
     `left` is set when this is left before the steps under way have ended: their threads end with the process.
@@ -35,7 +37,7 @@ def run(
     ended: SimpleQueue[Ended] = SimpleQueue()
     try:
         while running or (waiting and not failed):
-            while not failed and (step := _next(waiting, running, most, fits)):
+            while not failed and (step := _next(waiting, running, most, fits, before)):
                 waiting.remove(step)
                 if most == 1 or step.stage in IN_MAIN_THREAD:
                     do(step)
@@ -56,19 +58,23 @@ def run(
 
 
 def _next(
-    waiting: Sequence[Step], running: Sequence[Step], most: int, fits: Callable[[Sequence[Step]], bool]
+    waiting: Sequence[Step],
+    running: Sequence[Step],
+    most: int,
+    fits: Callable[[Sequence[Step]], bool],
+    before: Before,
 ) -> Step | None:
     """The first that may begin, learners behind all others. What fits nowhere begins alone, and says itself what it lacks."""
     if len(running) == most:
         return None
-    before, ready = {step.name for step in running}, list[Step]()
+    not_ended, ready = {step.name for step in running}, list[Step]()
     for step in waiting:
         if step.stage == "report":  # of what is before it in the run, so that it is the same page every time
-            ready += [] if before else [step]
+            ready += [] if not_ended else [step]
             break
-        if not before & {step.policy, *step.data} and (not running or fits([*running, step])):
+        if not_ended.isdisjoint(before(step)) and (not running or fits([*running, step])):
             ready.append(step)
-        before.add(step.name)
+        not_ended.add(step.name)
     if most > 1:
         ready.sort(key=lambda step: step.stage in IN_MAIN_THREAD)
     return ready[0] if ready else None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from raml_ray.config import Config, ConfigError, Step, fingerprint, flatten, hint, override, parse_assignments
 from raml_ray.settings import GridConfig
-from raml_ray.stages.context import READS
+from raml_ray.stages.context import READS, probed
 
 SWEEP_FILE = "sweep.json"
 """In the run's folder: the trials, and which of the run's steps are whose."""
@@ -22,6 +22,7 @@ ATTEMPTS = "attempts.json"
 """Beside it: the seconds of every attempt that came to its end."""
 GRID = re.compile(r"grid\((.*)\)", re.DOTALL)
 RANGE = re.compile(r"range\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)")
+PROBE_DATA = "train.probe_data"
 STEP_NAME_CHARS = re.compile(r"[^a-z0-9]+")
 
 
@@ -125,7 +126,7 @@ def _trials(
         names: dict[str, str] = {}
         for step in steps:
             slug = _slug(step.name, {name: told[name] for name in space if name in reach[step.name]})
-            copy = _copy(step, slug, names, values, reach[step.name])
+            copy = _copy(step, slug, names, values, reach[step.name], probed(config, step))
             names[step.name] = copies.setdefault(_does(config, step, copy), copy).name
         yield Trial(_slug(grid_name, told), values, names, grid_name)
 
@@ -144,14 +145,16 @@ def _wanted(config: Config, grid_name: str, grid: GridConfig) -> list[Step]:
     wanted = set(grid.steps)
     for step in reversed(steps):
         if step.name in wanted:
-            wanted |= {name for name in (step.policy, *step.data) if name}
+            wanted |= {name for name in (step.policy, *step.data, probed(config, step)) if name}
     return [step for step in steps if step.name in wanted]
 
 
 def _does(config: Config, step: Step, copy: Step) -> str:
-    """The same for two copies of a step that differ at most in settings that are the run's own anyway."""
+    """The same for two copies of a step that differ at most in settings that are the run's own anyway, or in what their
+    learners are probed with, which changes no policy."""
     run = flatten(config)
-    own = {name: value for name, value in copy.overrides.items() if name not in run or run[name] != value}
+    changed = {name: value for name, value in copy.overrides.items() if name not in run or run[name] != value}
+    own = {name: value for name, value in changed.items() if name != PROBE_DATA}
     return fingerprint([step.name, copy.policy, copy.data, sorted(own.items())])
 
 
@@ -179,8 +182,11 @@ def _reads(step: Step, name: str) -> bool:
     return name.split(".")[0] in READS[step.stage] and name not in step.overrides
 
 
-def _copy(step: Step, name: str, names: Mapping[str, str], values: Mapping[str, Any], reach: Sequence[str]) -> Step:
-    """The step under its new name, with what is varied in it, and the copies of what it builds on."""
+def _copy(
+    step: Step, name: str, names: Mapping[str, str], values: Mapping[str, Any], reach: Sequence[str], probe: str
+) -> Step:
+    """The step under its new name, with what is varied in it, and the copies of what it builds on and is probed with."""
+    probe_data = {PROBE_DATA: names[probe]} if probe else {}
     own = {varied: values[varied] for varied in reach if _reads(step, varied)}
     prefix = f"steps.{step.name}."
     return Step(
@@ -188,7 +194,7 @@ def _copy(step: Step, name: str, names: Mapping[str, str], values: Mapping[str, 
         stage=step.stage,
         policy=names.get(step.policy, ""),
         data=tuple(names[other] for other in step.data),
-        overrides=dict(step.overrides) | {varied.removeprefix(prefix): value for varied, value in own.items()},
+        overrides=step.overrides | probe_data | {varied.removeprefix(prefix): value for varied, value in own.items()},
     )
 
 

@@ -90,7 +90,8 @@ def test_a_shared_step_that_fails_costs_its_own_trials_alone(cluster: None, tmp_
     space = {"steps.generate.engine.max_model_len": [3, 64], "evaluate.k": [1, 2]}
     steps = (*small(tmp_path).steps[:1], small(tmp_path).steps[1].model_copy(update={"data": ("generate",)}))
     config = override(
-        small(tmp_path).model_copy(update={"steps": (*steps, small(tmp_path).steps[2])}), {"ablate.space": space}
+        small(tmp_path).model_copy(update={"steps": (*steps, small(tmp_path).steps[2])}),
+        {"ablate.space": space, "cluster.steps_at_once": 2},
     )
     with pytest.raises(
         RuntimeError, match=r"2 of 4 trials failed.*\n\s+max_model_len_3_k_1: generate_max_model_len_3: "

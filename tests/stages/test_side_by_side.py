@@ -42,10 +42,14 @@ class Doing:
             self._changed.notify_all()
 
 
+def before(step: Step) -> set[str]:
+    return {step.policy, *step.data}
+
+
 def begun(steps: Sequence[Step], most: int, do: Callable[[Step], None], room: int = 99) -> threading.Thread:
     """All of it, in a thread, with room for so many at once."""
     fits: Callable[[Sequence[Step]], bool] = lambda together: len(together) <= room  # noqa: E731
-    thread = threading.Thread(target=side_by_side.run, args=(steps, most, fits, do, threading.Event()), daemon=True)
+    thread = threading.Thread(target=side_by_side.run, args=(steps, most, fits, do, threading.Event(), before), daemon=True)
     thread.start()
     return thread
 
@@ -58,7 +62,7 @@ def test_one_at_a_time_is_their_order_in_the_thread_that_asks() -> None:
         notes.append(step.name)
 
     notes: list[str] = []
-    side_by_side.run([step("a"), step("b", "sft"), step("c")], 1, lambda steps: True, do, threading.Event())
+    side_by_side.run([step("a"), step("b", "sft"), step("c")], 1, lambda steps: True, do, threading.Event(), before)
     assert (notes, threads) == (["a", "b", "c"], {threading.current_thread()})
 
 
@@ -141,5 +145,5 @@ def test_a_step_that_fails_waits_for_those_beside_it_and_nothing_begins_after_it
     threading.Thread(target=end, daemon=True).start()
     left = threading.Event()
     with pytest.raises(ValueError, match="b cannot"):
-        side_by_side.run([step("a"), step("b"), step("c")], 2, lambda steps: True, doing, left)
+        side_by_side.run([step("a"), step("b"), step("c")], 2, lambda steps: True, doing, left, before)
     assert do.notes == ["+a", "-a"] and not left.is_set()
