@@ -59,8 +59,8 @@ def check(config: Config, steps: Sequence[Step]) -> None:
     Raises: ConfigError that says what is not pinned or not there.
     """
     for step in steps:
-        if name := probed(config, step):
-            config.step(name)
+        if (probe := probed(config, step)) and probe not in {other.name for other in config.steps}:
+            raise ConfigError(f"step {step.name!r}: train.probe_data={probe!r} is no step of run {config.name!r}")
         for name, data in question_sets(config.for_step(step.name), step.stage).items():
             try:
                 for part in known_rows.parts_of(data):

@@ -90,6 +90,13 @@ def test_a_run_is_refused_before_its_first_step_if_a_later_ones_set_is_not_pinne
     inputs.check(override(config, {"data.revisions": {"opencompass/AIME2025": "abc"}}), steps)
 
 
+def test_a_run_is_refused_before_its_first_step_if_a_later_one_probes_what_is_no_step() -> None:
+    steps = (Step(name="base", stage="base"), Step(name="grpo", stage="grpo", policy="base"))
+    config = override(Config(steps=steps), {"train.probe_every": 5, "train.probe_data": "verfy"})
+    with pytest.raises(ConfigError, match=r"step 'grpo': train.probe_data='verfy' is no step of run 'run'"):
+        inputs.check(config, steps)
+
+
 def test_a_step_is_another_one_when_its_set_is(tmp_path: Path) -> None:
     def fingerprint(**settings: object) -> str:
         step = Step(name="generate", stage="generate")

@@ -19,6 +19,20 @@ CHAIN = Config(
 )
 
 
+def test_a_copy_is_probed_with_its_own_trials_trajectories_which_make_no_other_policy_of_it() -> None:
+    probe = {"train.probe_every": 5, "train.probe_data": "verify"}
+    steps = [*CHAIN.steps[:4], Step(name="grpo", stage="grpo", policy="base", overrides=probe)]
+    chain = CHAIN.model_copy(update={"steps": tuple(steps)})
+    found = sweep.expanded(chain, {"seed": [1, 2]})
+    assert found.config.for_step("grpo_seed_2").train.probe_data == "verify_seed_2"
+    found = sweep.expanded(chain, {"generate.num_samples": [1, 2]})
+    assert [step.name for step in found.config.steps if step.stage == "grpo"] == ["grpo"]
+    assert found.config.for_step("grpo").train.probe_data == "verify_num_samples_1"
+    only = {"a": {"steps": ("grpo",), "space": {"grpo.num_updated": (1, 2)}}}
+    found = sweep.expanded(override(chain, {"ablate.grids": only}), {})
+    assert "verify" in found.trials[0].steps, "what a learner is probed with is made, too"
+
+
 def test_words_are_settings_or_ranges_of_values() -> None:
     fixed, space = sweep.parsed(
         ["name=x", "sft.num_trajectories=grid(1, 2,4)", "seed=range(3)", "grpo.num_steps=range(2,4)"]
