@@ -23,13 +23,13 @@ def spent(run: Run, folder: Folder) -> str:
     attempts = folder.read_json(ATTEMPTS) if folder.exists(ATTEMPTS) else []
     whole = sum(attempt["seconds"] for attempt in attempts)
     rows = [row([name, seconds(value)]) for name, value in parts.items() if value]
+    if whole > in_steps:
+        rows.append(row(["between steps (Tune, processes of trials)", f"{whole - in_steps:.1f} s"]))
     if whole:
-        rows.append(
-            row(["between steps (Tune, processes of trials), less what ran side by side", f"{whole - in_steps:.1f} s"])
-        )
         rows.append(row(["the sweep by the clock, attempts that were killed not counted", seconds(whole)]))
-    over = f", {(whole or in_steps) / steps:.2f} times the learners' training steps" if steps else ""
-    told = f'<p class="note">{seconds(in_steps)} in finished steps{over}.</p>\n'
+    at_once = f", {in_steps / whole:.2f} at once on average" if whole else ""
+    over = f"; by the clock {(whole or in_steps) / steps:.2f} times the learners' training steps" if steps else ""
+    told = f'<p class="note">{seconds(in_steps)} in finished steps{at_once}{over}.</p>\n'
     return table(["spent on", "time"], rows) + told
 
 

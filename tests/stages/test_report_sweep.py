@@ -5,7 +5,7 @@ import math
 import pytest
 
 from raml_ray.config import Config, override
-from raml_ray.stages import report, report_seeds, report_sweep, sweep
+from raml_ray.stages import report, report_seeds, report_sweep, report_sweep_time, sweep
 from raml_ray.stages.report_data import read
 from tests.stages.test_report import evaluated, finish, folder_of
 
@@ -69,3 +69,22 @@ def test_the_page_leads_with_the_sweep_and_a_plain_run_has_none(tmp_path: object
     assert (folder_of(config) / "page" / "figures").exists("sweep.parquet")
     (folder_of(config) / sweep.SWEEP_FILE).remove()
     assert report_sweep.swept(read(folder_of(config), config), folder_of(config)) == []
+
+
+@pytest.mark.parametrize(
+    ("clock", "between", "told"),
+    [
+        (25.0, "5.0 s", "20.0 s in finished steps, 0.80 at once on average; by the clock 12.50 times the learners'"),
+        (8.0, "", "20.0 s in finished steps, 2.50 at once on average; by the clock 4.00 times the learners'"),
+    ],
+)
+def test_the_time_of_a_sweep_is_of_the_clock_and_steps_of_their_own(
+    tmp_path: object, clock: float, between: str, told: str
+) -> None:
+    config = swept(str(tmp_path))  # 2 base policies, 4 learners and 4 evaluations, 2 s each
+    folder = folder_of(config)
+    folder.write_json(sweep.ATTEMPTS, [{"seconds": clock}])
+    (folder / "tuned_num_updated_4_seed_1").write_text("metrics.jsonl", '{"step": 1, "time/step_s": 2.0}\n')
+    page = report_sweep_time.spent(read(folder, config), folder)
+    assert told in page
+    assert (f"processes of trials)</td><td>{between}" in page) == bool(between)
