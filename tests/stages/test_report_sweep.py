@@ -87,4 +87,4 @@ def test_the_time_of_a_sweep_is_of_the_clock_and_steps_of_their_own(
     (folder / "tuned_num_updated_4_seed_1").write_text("metrics.jsonl", '{"step": 1, "time/step_s": 2.0}\n')
     page = report_sweep_time.spent(read(folder, config), folder)
     assert told in page
-    assert (f"processes of trials)</td><td>{between}" in page) == bool(between)
+    assert ("processes of trials" in page and between in page) == bool(between)

@@ -49,7 +49,9 @@ def before(step: Step) -> set[str]:
 def begun(steps: Sequence[Step], most: int, do: Callable[[Step], None], room: int = 99) -> threading.Thread:
     """All of it, in a thread, with room for so many at once."""
     fits: Callable[[Sequence[Step]], bool] = lambda together: len(together) <= room  # noqa: E731
-    thread = threading.Thread(target=side_by_side.run, args=(steps, most, fits, do, threading.Event(), before), daemon=True)
+    thread = threading.Thread(
+        target=side_by_side.run, args=(steps, most, fits, do, threading.Event(), before), daemon=True
+    )
     thread.start()
     return thread
 
