@@ -256,6 +256,7 @@ def _in_order(part: reproductions.Part, *, rehearse: bool, dry_run: bool) -> Con
 
             sweep.expanded(config, config.ablate.space)
         if not dry_run:
+            environment.prepare(config.cluster.address)
             from raml_ray.stages import inputs
 
             inputs.check(config, config.steps)

@@ -1,6 +1,8 @@
 """`raml reproduce`: a list of commands, each of which stays done."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,16 @@ def test_parts_are_run_in_order_and_what_is_finished_stays(
     assert finished["second"].exists()
     assert main(["reproduce", "small", "base.vocab_size=261", "--quick"]) == 0
     assert finished["third"].exists()
+
+
+@pytest.mark.parametrize("words", [["run", "smoke"], ["ablate", "miniature_length"], ["reproduce", "miniature"]])
+def test_ray_is_not_imported_before_what_it_reads_as_it_is_imported_is_set(words: list[str]) -> None:
+    code = f"""if True:
+        import sys
+        from raml_ray import __main__, environment
+        def prepare(address="local"):
+            sys.exit(30 + ("ray" in sys.modules))
+        environment.prepare = prepare
+        __main__.main({words})
+    """
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 30
