@@ -80,6 +80,11 @@ def _landscape() -> PaperPreset:
         ),
         *unstated("the paper does not name the question: the first of the four", analyze__num_questions=1),
         *unstated("without the trajectory, as the notebook, and with all of it", landscape__num_prefixes=2),
+        *unstated(
+            "a matter of machines: beside the weights those of a point, and two directions in float32",
+            analyze__gpus_per_worker=8,
+            analyze__gpus_per_policy=8,
+        ),
     )
     return _preset(
         "fig2",

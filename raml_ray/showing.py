@@ -13,6 +13,7 @@ def plan(config: Config, gpus: str, response: float) -> str:
     """What the preset will take on these devices."""
     from raml_ray.formulas import cost
     from raml_ray.stages import plan as planning
+    from raml_ray.stages.plan_parts import Assumed
     from raml_ray.stages import sweep
 
     count, _, name = gpus.partition("x")
@@ -22,7 +23,7 @@ def plan(config: Config, gpus: str, response: float) -> str:
         device = cost.device(name)
     except ValueError as error:
         raise ConfigError(f"--gpus {gpus}: {error}") from None
-    assumed = planning.Assumed(int(count), device, response)
+    assumed = Assumed(int(count), device, response)
     if config.ablate.space or config.ablate.grids:
         config = sweep.expanded(config, config.ablate.space).config
     return "\n".join(planning.told(config, assumed)) + "\n"

@@ -4,6 +4,9 @@
                (2 P + B c M) / (R w e_w)   its weights and the sequences' keys and values, read once, and
                B (2 P + ...) / (R f e_f)   the operations of a token;  B is what fits beside the weights, at most max_num_seqs
     operations F / (R f e_f)
+    memory     (2 P + B c M) / R of an engine's device
+    on disk    12 bytes a sampled token (its id, log-probability and text); 4 a token of a training set; 12 P a checkpoint
+               (weights and two moments in float32), train.keep_checkpoints of them, and the policy
 
 P parameters of 2 bytes, c mean tokens of a sequence, M bytes of keys and values a token, w bytes a second of a device's
 memory, f operations a second, e the shares of either that implementations reach. Data sheets are the devices'; the shares

@@ -6,53 +6,14 @@ implementation uses a device) is assumed, said, and can be given.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from raml_ray import recipes
-from raml_ray.config import Config, ConfigError, Step
+from raml_ray.config import Config, Step
 from raml_ray.formulas import architecture, cost, memory
 from raml_ray.formulas.architecture import Architecture, Passes
-from raml_ray.formulas.cost import Device
-from raml_ray.settings import EvaluateConfig, GenerateConfig
-from raml_ray.stages import needs, room
+from raml_ray.stages import needs, plan_instruments, room
+from raml_ray.stages.plan_parts import GIB, Assumed, Line, architecture_of, decoding, held_at_once, sampling
 from raml_ray.stages.plan_sizes import questions_in, texts_in
-from raml_ray.workers import policy
-
-GIB = 2**30
-BYTES_PER_TOKEN = 12
-"""On disk, of a sampled token: its id, its log-probability and its text, compressed."""
-EXACT_ANSWER_TOKENS = 16
-"""Of what the probe grows at a position: the suffix and the beginnings of its answers."""
-
-
-class Assumed(NamedTuple):
-    """What a plan has to take for granted."""
-
-    devices: int
-    device: Device
-    response: float = 0.5
-    """Length of the mean response over the longest that is allowed."""
-    correct: float = 0.7
-    """Share of trajectories that are correct, where nothing is known of them."""
-
-
-class Line(NamedTuple):
-    """One step of the plan."""
-
-    step: str
-    stage: str
-    work: str
-    """How many of what: `1,836 steps`."""
-    memory: float | None
-    """Bytes of a device; None: not estimated."""
-    parts: str
-    """What that memory is of."""
-    tokens: float
-    hours: float | None
-    """None: not estimated."""
-    storage: float
-    """Bytes."""
-    is_too_large: bool = False
 
 
 def plan(config: Config, assumed: Assumed) -> list[Line]:
@@ -68,88 +29,18 @@ def _line(whole: Config, step: Step, assumed: Assumed) -> Line:
             return Line(step.name, step.stage, f"{count:,} texts", None, "", 0, None, 0)
         case "generate":
             asked = questions_in(config.data, config.miniature)
-            return _sampling(whole, config, step, asked, config.generate, assumed)
+            return sampling(whole, config, step, asked, config.generate, assumed)
         case "evaluate":
             sets = [config.data.model_copy(update={"path": path, "limit": 0}) for path in config.evaluate.sets.values()]
             asked = sum(min(questions_in(data, config.miniature), config.evaluate.limit or 2**31) for data in sets)
-            return _sampling(whole, config, step, asked, config.evaluate, assumed)
+            return sampling(whole, config, step, asked, config.evaluate, assumed)
         case "sft":
             return _sft(whole, config, step, assumed)
         case "grpo":
             return _grpo(whole, config, step, assumed)
-        case "analyze" if config.analyze.instrument == "lhat":
-            return _lhat(whole, config, step, assumed)
+        case "analyze":
+            return plan_instruments.line(whole, config, step, assumed)
     return Line(step.name, step.stage, "-", None, "", 0, None, 0)
-
-
-def architecture_of(whole: Config, step: Step) -> Architecture:
-    """Of the policy that the step starts from: the miniature's, a folder's, or a known name's.
-
-    Raises: ConfigError if it is none of these.
-    """
-    while step.policy:
-        step = whole.step(step.policy)
-    config = whole.for_step(step.name)
-    if step.stage == "base":
-        base = config.base
-        size = base.vocab_size if base.kind == "random" else 512
-        shape = (base.num_layers, base.hidden_size, base.intermediate_size, base.num_heads, base.num_kv_heads)
-        return Architecture("qwen2", *shape, base.hidden_size // base.num_heads, size, True, True, False)
-    path = config.policy.path
-    if not path:
-        raise ConfigError(
-            f"step {step.name!r}: policy.path='' names no policy: set policy.path to a folder or a hub name"
-        )
-    made = architecture.published(path)
-    if made is None:
-        try:
-            made = architecture.of(policy.load_config(path).to_dict())
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"step {step.name!r}: what policy.path={path!r} is made of is not known here: {error}"
-            ) from None
-    if made is None:
-        raise ConfigError(f"step {step.name!r}: the architecture of policy.path={path!r} is not one that is estimated")
-    return made
-
-
-def _sampling(
-    whole: Config, config: Config, step: Step, asked: int, settings: GenerateConfig | EvaluateConfig, assumed: Assumed
-) -> Line:
-    made, length = architecture_of(whole, step), assumed.response * settings.max_tokens
-    if settings.thinking_budget:
-        length = min(length, settings.thinking_budget + settings.budget_answer_tokens)
-    tokens = asked * settings.num_samples * length
-    engines = settings.num_engines if isinstance(settings.num_engines, int) else settings.num_engines[1]
-    at_once = max(1, min(engines, assumed.devices // _gpus(config)))
-    held = _held(config, made, length, assumed)
-    needed, parts = _engine_memory(config, made, length, held)
-    hours = _decoding(config, made, tokens / at_once, length, assumed) if held else None
-    work = f"{asked:,} questions x {settings.num_samples}"
-    return Line(step.name, step.stage, work, needed, parts, tokens, hours, tokens * BYTES_PER_TOKEN, not held)
-
-
-def _gpus(config: Config) -> int:
-    return max(1, math.ceil(config.engine.gpus_per_engine))
-
-
-def _held(config: Config, made: Architecture, length: float, assumed: Assumed) -> int:
-    """Sequences of half their length, which is the mean over time, that an engine holds at once."""
-    return cost.sequences(made, length / 2, assumed.device, _gpus(config), config.engine.max_num_seqs)
-
-
-def _engine_memory(config: Config, made: Architecture, length: float, held: int) -> tuple[float, str]:
-    weights = 2 * made.num_parameters / _gpus(config)
-    keys = held * length / 2 * cost.kv_bytes(made) / _gpus(config)
-    return weights + keys, f"weights {weights / GIB:.3g}, keys and values of {held} sequences {keys / GIB:.3g}"
-
-
-def _decoding(config: Config, made: Architecture, tokens: float, length: float, assumed: Assumed) -> float | None:
-    """Hours of one engine; None where it computes on CPU, of which no data sheet is here."""
-    if not config.engine.gpus_per_engine:
-        return None
-    most = config.engine.max_num_seqs
-    return cost.decoding_seconds(made, tokens, length / 2, assumed.device, _gpus(config), most) / 3600
 
 
 def _learning(config: Config, made: Architecture, longest: room.Longest, assumed: Assumed) -> tuple[int, str, bool]:
@@ -226,8 +117,8 @@ def _grpo(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
     longest = room.Longest("engine.max_model_len", config.engine.max_model_len, updated)
     held_bytes, parts, is_too_large = _learning(config, made, longest, assumed)
     tokens = float(grpo.num_steps * asked * grpo.num_trajectories * length)
-    held = _held(config, made, length, assumed)
-    sampling = _decoding(config, made, tokens / grpo.num_engines, length, assumed) if held else None
+    held = held_at_once(config, made, length, assumed)
+    sampling = decoding(config, made, tokens / grpo.num_engines, length, assumed) if held else None
     # Old log-probabilities of all minibatches but the first, and those of a reference.
     scored = 1 - 1 / grpo.num_minibatches + (grpo.kl_coefficient > 0)
     update = _update_hours(config, made, grpo.num_steps * updated, length, assumed, scored)
@@ -238,29 +129,6 @@ def _grpo(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
     return Line(
         step.name, "grpo", work, held_bytes, parts, tokens, hours, _kept(config, made), is_too_large or not held
     )
-
-
-def _lhat(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
-    made, settings = architecture_of(whole, step), config.analyze
-    trajectories = settings.num_questions * (settings.num_correct + settings.num_wrong)
-    behind = whole.step(step.data[0])
-    while behind.stage == "verify":
-        behind = whole.step(behind.data[0])
-    sampled = whole.for_step(behind.name)
-    longest = sampled.evaluate.max_tokens if behind.stage == "evaluate" else sampled.generate.max_tokens
-    length = assumed.response * longest
-    controls = len(set(config.lhat.controls) - {"own"})  # further texts, which are asked for the right answer alone
-    grown = length / settings.stride * EXACT_ANSWER_TOKENS * (1 + config.lhat.num_foils + controls)
-    pairs = (1 + controls) * length**2 / 2 + grown * length / 2
-    passes = Passes(round((1 + controls) * length + grown), round(grown), round(pairs))
-    flops = trajectories * architecture.model_flops(made, passes, Passes())
-    devices = max(1, settings.num_workers * settings.gpus_per_policy)
-    held = 2 * made.num_parameters / settings.gpus_per_policy + settings.probe_memory_mib * 2**20
-    on_gpus = settings.gpus_per_worker > 0
-    hours = cost.seconds(flops, assumed.device, devices) / 3600 if on_gpus else None
-    tokens, is_too_large = trajectories * passes.tokens, on_gpus and held > assumed.device.num_bytes
-    parts = "weights, and analyze.probe_memory_mib"
-    return Line(step.name, "lhat", f"{trajectories} trajectories", held, parts, tokens, hours, 0, is_too_large)
 
 
 def told(config: Config, assumed: Assumed) -> Iterator[str]:
@@ -279,19 +147,20 @@ def told(config: Config, assumed: Assumed) -> Iterator[str]:
     tokens, storage = sum(line.tokens for line in lines), sum(line.storage for line in lines)
     yield _row("together", "", "", tokens, hours, storage)
     yield from ("", *ASSUMED.format(assumed=assumed, cost=cost).splitlines())
-    for document in (memory.__doc__, cost.__doc__):
+    for document in (memory.__doc__, cost.__doc__, plan_instruments.__doc__):
         yield from ("", (document or "").strip())
 
 
 ASSUMED = """\
 Assumed: a response has {assumed.response:g} of its longest length; {assumed.correct:g} of them are correct where that is not known; engines
 reach {cost.BANDWIDTH_SHARE:g} of a device's memory bandwidth and {cost.FLOPS_SHARE:g} of its operations, learners {cost.FLOPS_SHARE:g}. Hours are of the work alone, one step after
-the other: no start of engines, no prompts, no judging, no weight sync. `-` is not estimated: what computes on CPU, instruments but lhat."""
+the other: no start of engines, no prompts, no judging, no weight sync. `-` is not estimated: what computes on CPU, instruments that the
+paper has not. Storage is without texts that are published, which are as large as they are."""
 
 
 def _row(step: str, stage: str, work: str, tokens: float, hours: float | None, storage: float) -> str:
     time = "-" if hours is None else f"{hours:,.2f} h"
-    return f"{step:<26} {stage:<9} {work:<28} {tokens:>9.3g} tokens {time:>12} {storage / GIB:>9.2f} GiB on disk"
+    return f"{step:<26} {stage:<13} {work:<28} {tokens:>9.3g} tokens {time:>12} {storage / GIB:>9.2f} GiB on disk"
 
 
 def _asked(config: Config, line: Line) -> float:

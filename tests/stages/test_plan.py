@@ -10,8 +10,8 @@ from raml_ray.__main__ import main
 from raml_ray.config import ConfigError, override
 from raml_ray.formulas import cost
 from raml_ray.settings import DataConfig, MiniatureConfig
-from raml_ray.stages import plan, plan_sizes
-from raml_ray.stages.plan import Assumed, Line
+from raml_ray.stages import plan, plan_parts, plan_sizes
+from raml_ray.stages.plan_parts import Assumed, Line
 
 EIGHT = Assumed(8, cost.device("H100"))
 
@@ -93,6 +93,37 @@ def test_grpo_is_planned_with_the_forward_passes_of_its_old_and_reference_polici
 def test_a_cut_thought_is_no_longer_than_its_budget() -> None:
     found = lines("paper_fig11_budgets")
     assert found["evaluate_budget_1024"].tokens == (30 + 134 + 45) * 16 * (1024 + 64)
+
+
+def test_a_landscape_holds_moved_weights_and_directions_beside_the_policy() -> None:
+    settings = {
+        "steps__landscape_qwq__analyze__gpus_per_policy": 2,
+        "steps__landscape_qwq__analyze__gpus_per_worker": 2,
+    }
+    eight, two = (lines("paper_fig2_landscape", **own)["landscape_qwq"] for own in ({}, settings))
+    assert eight.tokens == two.tokens == 1 * 11**2 * 2 * 16384  # one trajectory, one radius, two prefixes
+    assert eight.memory is not None and two.memory == 4 * eight.memory
+    assert (eight.is_too_large, two.is_too_large) == (False, True)  # 12 bytes a parameter: 46 or 183 GiB of 80
+    weights = 2 * plan_parts.architecture_at("Qwen/QwQ-32B", "").num_parameters
+    assert eight.memory == 6 * weights / 8
+
+
+def test_answers_behind_shortened_trajectories_are_counted_with_their_summaries() -> None:
+    found = lines("paper_fig11_budgets")["shorter_thinking"]
+    # 209 questions x 32; whole, none, and of each of 4 summaries itself and two controls
+    assert found.work == "6,688 trajectories x 14"
+    assert found.tokens == 6688 * (14 * 20 / 2 + 4 * 8192 / 2)
+    one = lines("paper_fig11_budgets", steps__shorter_thinking__shorter__summary_draws=1)["shorter_thinking"]
+    assert (one.work, one.tokens) == ("6,688 trajectories x 5", 6688 * (5 * 20 / 2 + 8192 / 2))
+    assert found.hours is not None and one.hours is not None and found.hours > one.hours > 0
+
+
+def test_answers_behind_cuts_are_counted() -> None:
+    found = lines("miniature_science")
+    # 24 questions x 2; 5 fractions, 3 budgets and 2 delimiters, 4 answers of at most 128 tokens behind each
+    assert found["modes"].work == "48 trajectories x 40"
+    assert found["modes"].tokens == 48 * 40 * 64
+    assert found["roles"].memory is None
 
 
 def test_the_page_says_where_devices_are_missing_and_with_which_formulas(capsys: pytest.CaptureFixture[str]) -> None:
