@@ -13,8 +13,8 @@ def plan(config: Config, gpus: str, response: float) -> str:
     """What the preset will take on these devices."""
     from raml_ray.formulas import cost
     from raml_ray.stages import plan as planning
-    from raml_ray.stages.plan_parts import Assumed
     from raml_ray.stages import sweep
+    from raml_ray.stages.plan_parts import Assumed
 
     count, _, name = gpus.partition("x")
     if not count.isdigit() or not int(count) or not 0 < response <= 1:

@@ -64,7 +64,7 @@ def architecture_of(whole: Config, step: Step) -> Architecture:
 def architecture_at(path: str, setting: str) -> Architecture:
     """Of a folder's policy, or of a known name's. Raises: ConfigError if it is none of these."""
     if not path:
-        raise ConfigError(f"{setting}='' names no policy: set it to a folder or a hub name")
+        raise ConfigError(f"{setting}='' names no policy: set {setting.rpartition(' ')[2]} to a folder or a hub name")
     made = architecture.published(path)
     if made is None:
         try:
