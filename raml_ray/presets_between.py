@@ -78,11 +78,11 @@ def one_gpu() -> Config:
             "generate.num_samples": 8,
             "generate.max_tokens": 2048,
             "steps.teacher.engine.gpus_per_engine": 1,
-            # In GRPO the learner's part of 24 GB must hold its 12 GiB; the memory is what the engine takes for itself.
-            "engine.gpus_per_engine": 0.4,
+            # In GRPO the learner's part of 24 GB must hold its 12 GiB and some to spare; the memory is what the engine takes.
+            "engine.gpus_per_engine": 0.36,
             "engine.gpu_memory_utilization": 0.35,
             "engine.max_model_len": 3072,
-            "train.gpus_per_worker": 0.6,
+            "train.gpus_per_worker": 0.64,
             "steps.sft.train.gpus_per_worker": 1,
             "train.max_tokens_per_micro_batch": 4096,
             "sft.num_trajectories": 4,

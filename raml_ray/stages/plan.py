@@ -50,7 +50,7 @@ def _learning(config: Config, made: Architecture, longest: room.Longest, assumed
     split = room.split_of(config.train, made)._replace(reference=has_reference)
     asked = memory.estimate(made, split, room.tokens_of_a_pass(config.train, longest), on_host=on_host)
     there = assumed.device.num_bytes * min(1.0, config.train.gpus_per_worker)
-    return asked.total, str(asked).partition("(")[2].rstrip(")"), not on_host and asked.total > there
+    return asked.total, str(asked).partition("(")[2].rstrip(")"), not on_host and asked.total * room.SPARE > there
 
 
 def _update_hours(
