@@ -11,6 +11,7 @@ from raml_ray.presets_paper import PAPER, PaperPreset
 from raml_ray.presets_sweeps import (
     miniature_domains,
     miniature_grpo_matched,
+    miniature_grpo_matched_32,
     miniature_grpo_selection,
     miniature_grpo_trajectories,
     miniature_grpo_trajectories_32,
@@ -172,6 +173,7 @@ PRESETS: dict[str, Callable[[], Config]] = (
             miniature_grpo_trajectories,
             miniature_grpo_trajectories_32,
             miniature_grpo_matched,
+            miniature_grpo_matched_32,
             miniature_length,
             miniature_sft_selection,
             miniature_grpo_selection,

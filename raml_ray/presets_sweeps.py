@@ -63,6 +63,15 @@ def miniature_grpo_matched() -> Config:
     return _sweep("grpo_matched", ZERO, space, "GRPO on more trajectories per question, compute-matched", size)
 
 
+def miniature_grpo_matched_32() -> Config:
+    """The same with 1 to 32 of 32: a version updates on 32 trajectories, of one question or of as many as 32."""
+    size = {"grpo.num_trajectories": 32, "grpo.num_updated": 32, "grpo.compute_matched": True}
+    size |= {"grpo.questions_per_step": 1, "grpo.num_steps": 12}
+    space = {"grpo.num_updated": (1, 2, 4, 8, 16, 32)}
+    title = "GRPO on up to 32 trajectories per question, compute-matched"
+    return _sweep("grpo_matched_32", ZERO, space, title, size)
+
+
 def miniature_length() -> Config:
     """SFT on short, medium and long trajectories of one teacher, of the same questions (the confound of Table 2 removed)."""
     size = {"sft.match_length": True}

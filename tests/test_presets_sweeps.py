@@ -2,7 +2,7 @@
 
 import pytest
 
-from raml_ray import presets
+from raml_ray import presets, recipes
 from raml_ray.__main__ import main
 from raml_ray.stages import sweep
 from raml_ray.stages.context import probed
@@ -27,6 +27,7 @@ def trained(found: sweep.Sweep, stage: str) -> int:
         ("miniature_grpo_trajectories", 15, 0, 15, 15),
         ("miniature_grpo_trajectories_32", 18, 0, 18, 18),
         ("miniature_grpo_matched", 9, 0, 9, 9),
+        ("miniature_grpo_matched_32", 18, 0, 18, 18),
         ("miniature_length", 9, 9, 0, 9),
         ("miniature_sft_selection", 15, 15, 0, 15),
         ("miniature_grpo_selection", 15, 0, 15, 15),
@@ -56,7 +57,7 @@ def test_a_dry_run_says_how_many_steps_of_each_stage_a_sweep_has(capsys: pytest.
 
 
 def test_every_shipped_sweep_is_in_the_table_above() -> None:
-    assert len(SWEEPS) == 12
+    assert len(SWEEPS) == 13
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -86,6 +87,13 @@ def test_what_a_trials_learners_are_probed_with_is_of_the_same_trial(name: str) 
         for step in trial.steps.values():
             if probe := probed(found.config, found.config.step(step)):
                 assert probe == trial.steps["verify"]
+
+
+def test_compute_matched_sweeps_update_on_equally_many_trajectories() -> None:
+    for name, updated in (("miniature_grpo_matched", 64), ("miniature_grpo_matched_32", 32)):
+        found = expanded(name)
+        grpo = [found.config.for_step(step.name).grpo for step in found.config.steps if step.stage == "grpo"]
+        assert {recipes.questions_of_a_step(each) * each.num_updated for each in grpo} == {updated}
 
 
 def test_domains_differ_in_the_teachers_questions_alone() -> None:
