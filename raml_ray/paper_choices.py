@@ -199,3 +199,12 @@ PROBED = (
         analyze__shard_timeout_s=14400,
     ),
 )
+
+WITHOUT_SETTING = (
+    "GRPO's learning rate is constant from the first step: warm-up and schedule are not stated, the released yaml has neither",
+    "no prompt of GRPO is refused for its length while the engine holds it: Table 7 states 1,024 tokens, not what became of"
+    " longer ones",
+    "GRPO is asked all questions that pass data.filters, as the paper says (3.1); the released data script keeps answers of"
+    " digits alone, as data.filters does with digits among them",
+)
+"""Choices of GRPO that no value of a setting shows."""

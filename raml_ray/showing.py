@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from raml_ray import presets
 from raml_ray.config import Config, ConfigError, flatten
-from raml_ray.paper_choices import Choice, not_stated
+from raml_ray.paper_choices import WITHOUT_SETTING, Choice, not_stated
 from raml_ray.settings import Settings
 
 
@@ -51,6 +51,8 @@ def unstated(name: str, config: Config) -> str:
     lines = list(not_stated(chosen))
     lines.append("\nAt this project's defaults, since neither the paper nor its code speaks of them:")
     lines += [f"{setting} = {value!r}" for setting, value in at_default(config, chosen)]
+    if any(step.stage == "grpo" for step in config.steps):
+        lines += ["\nAnd, of no setting:", *WITHOUT_SETTING]
     return "\n".join(lines) + "\n"
 
 

@@ -163,6 +163,9 @@ def test_what_is_not_stated_is_shown_with_its_reason(capsys: pytest.CaptureFixtu
     assert "steps.grpo_cold.grpo.layout = 'paper'\n    what counts as well-formed is neither stated" in ours
     assert "grpo.learning_rate" not in ours + defaults  # Table 7 states it
     assert "grpo.correction_cap = 2.0" in defaults
+    assert "no prompt of GRPO is refused for its length" in defaults
+    assert main(["show", "paper_sft_qwen", "--unstated"]) == 0
+    assert "of no setting" not in capsys.readouterr().out
     assert main(["show", "smoke", "--unstated"]) == 2
     assert "no preset of the paper" in capsys.readouterr().err
 
