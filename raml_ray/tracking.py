@@ -80,6 +80,8 @@ class Tracker:
     def __init__(self, config: Config, run_folder: Folder, trial: TrialPlace | None = None) -> None:
         """Of the run in that folder, or of one of its trials."""
         self.status: Status = "FINISHED"  # of the whole run, until a step says otherwise
+        self.figures: Mapping[str, float] = {}
+        """Of the whole run, sent as it is closed."""
         self._folder, self._seed = run_folder, str(config.seed)
         self._sender: _Sender | None = None
         self._open: set[str] = set()
@@ -109,7 +111,7 @@ class Tracker:
             return
         for name in list(self._open):
             TrackedStep(self, name).finish("KILLED", {}, [])
-        self._put(Finish("", self.status, {}, []))
+        self._put(Finish("", self.status, self.figures, []))
         self._sender.closing.set()
         self._sender.join(timeout)
         if self._sender.is_alive():

@@ -79,6 +79,7 @@ def test_the_steps_of_a_trial_lie_in_the_trial_and_the_trial_in_its_sweep(stored
         assert time.monotonic() < deadline
         time.sleep(0.1)
     trial.start_step("sft_n_4", "sft", {}, {}).finish("FINISHED", {}, ())
+    trial.figures = {"evaluate/in_domain/accuracy": 0.5}
     trial.close(timeout=CLOSE_S)
     sweep.close(timeout=CLOSE_S)
     runs = runs_of(stored)[1]
@@ -86,6 +87,7 @@ def test_the_steps_of_a_trial_lie_in_the_trial_and_the_trial_in_its_sweep(stored
     ids = {name: run.info.run_id for name, run in runs.items()}
     assert parents == {"demo": None, "base": ids["demo"], "n_4": ids["demo"], "sft_n_4": ids["n_4"]}
     assert runs["n_4"].data.params == {"sft.num_trajectories": "4"}
+    assert runs["n_4"].data.metrics == {"evaluate/in_domain/accuracy": 0.5}
 
 
 def test_a_step_is_a_child_of_its_run_with_params_tags_metrics_by_step_and_artifacts(

@@ -122,6 +122,7 @@ def _tuned(sweep: Sweep, folder: Folder, lost: Collection[str]) -> dict[str, str
         "config": dump(sweep.config),
         "folder": folder.path,
         "steps": own,
+        "shown": {name: trial.steps for name, trial in trials.items()},
         "values": {name: trial.values for name, trial in trials.items()},
         "compared": "" if settings.scheduler == "none" else settings.metric,
     }
@@ -219,6 +220,7 @@ def _trial(point: Mapping[str, Any], *, payload: Mapping[str, Any]) -> None:
         tracker = Tracker(config, folder, TrialPlace(folder / TRIALS / name, payload["values"][name]))
         try:
             pipeline.run_steps(config, steps, folder, tracker)
+            tracker.figures = evaluated(config, folder, payload["shown"][name])
         except BaseException as raised:  # whatever it is, the thread that waits raises it
             error.append(raised)
         finally:
@@ -232,6 +234,19 @@ def _trial(point: Mapping[str, Any], *, payload: Mapping[str, Any]) -> None:
         raise error[0]
     if not payload["compared"]:
         tune.report({"done_steps": len(steps)})
+
+
+def evaluated(config: Config, folder: Folder, steps: Mapping[str, str]) -> dict[str, float]:
+    """What the trial's evaluations found, by the preset's name of the step, set and metric, for MLflow's comparisons: the
+    report has the intervals."""
+    found: dict[str, float] = {}
+    for name, step in steps.items():
+        if config.step(step).stage != "evaluate":
+            continue
+        for each, figures in storage.summary(folder / step)["figures"]["sets"].items():
+            means = {metric: value["mean"] for metric, value in figures.items() if isinstance(value, Mapping)}
+            found |= {f"{name}/{each}/{metric}": value for metric, value in means.items() if value is not None}
+    return found
 
 
 def _told(rows: Iterable[Mapping[str, float]], compared: str) -> Iterator[dict[str, float]]:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from raml_ray.config import Config, override
-from raml_ray.stages import report, report_seeds, report_sweep, report_sweep_time, sweep
+from raml_ray.stages import ablate, report, report_seeds, report_sweep, report_sweep_time, sweep
 from raml_ray.stages.report_data import read
 from tests.stages.test_report import evaluated, finish, folder_of
 
@@ -88,3 +88,11 @@ def test_the_time_of_a_sweep_is_of_the_clock_and_steps_of_their_own(
     page = report_sweep_time.spent(read(folder, config), folder)
     assert told in page
     assert ("processes of trials" in page and between in page) == bool(between)
+
+
+def test_what_a_trials_evaluations_found_is_told_by_set_and_metric(tmp_path: object) -> None:
+    config = swept(str(tmp_path))
+    steps = {"start": "start_seed_1", "e": "e_num_updated_4_seed_1"}
+    found = ablate.evaluated(config, folder_of(config), steps)
+    assert found["e/near/pass_at_k"] == pytest.approx(0.1 * 4 + 0.2)
+    assert {name.rpartition("/")[0] for name in found} == {"e/near"}
