@@ -1,5 +1,7 @@
 """Examples that reach every rank in the plan's order, from any step on, without anyone holding the whole set."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,15 +146,19 @@ def test_ranks_together_get_exactly_the_batches_from_any_step_on(
     assert num_steps == plan.num_steps - start_step
 
 
+def large(rows: int, num_tokens: int) -> pa.Table:
+    """So many examples of one token and a random response of so many."""
+    ids = np.random.default_rng(0).integers(0, 2**30, rows * num_tokens, dtype=np.int32)
+    responses = pa.ListArray.from_arrays(np.arange(0, len(ids) + 1, num_tokens, dtype=np.int32), ids)
+    prompts = pa.array([[1]] * rows, EXAMPLE.field(0).type)
+    unmarked = [pa.array([0] * rows, pa.int32())] * 2
+    return pa.table([prompts, responses, *unmarked], schema=EXAMPLE)
+
+
 @pytest.mark.ray
 def test_a_rank_holds_few_examples_of_a_large_set(cluster: None, tmp_path: Path) -> None:
     rows = 16 * 60
-    ids = np.random.default_rng(0).integers(0, 2**30, rows * 30_000, dtype=np.int32)
-    responses = pa.ListArray.from_arrays(np.arange(0, len(ids) + 1, 30_000, dtype=np.int32), ids)
-    prompts = pa.array([[1]] * rows, EXAMPLE.field(0).type)
-    unmarked = [pa.array([0] * rows, pa.int32())] * 2
-    folder = written(tmp_path, pa.table([prompts, responses, *unmarked], schema=EXAMPLE), (16,) * 60)  # 115 MB
-    del ids, responses
+    folder = written(tmp_path, large(rows, 30_000), (16,) * 60)  # 115 MB
     plan = sft_plan.plan((16,) * 60, SETTINGS.model_copy(update={"num_epochs": 1}), seed=0)
     process, most, num_examples = psutil.Process(), 0, 0
     before = None
@@ -163,6 +169,34 @@ def test_a_rank_holds_few_examples_of_a_large_set(cluster: None, tmp_path: Path)
         num_examples += len(share)
     assert num_examples == rows
     assert most < 50 * 2**20
+
+
+READER = """
+import sys
+import ray
+from raml_ray.settings import SftConfig
+from raml_ray.stages import example_stream
+from raml_ray.storage import Folder
+from raml_ray.workers import sft_plan
+
+ray.init("local", num_cpus=2, object_store_memory=80 * 2**20, log_to_driver=False)
+plan = sft_plan.plan((20,) * 50, SftConfig(batch_size=8, num_epochs=1, shuffle_shards=2), seed=0)
+steps = example_stream.stream(Folder(sys.argv[1]), plan, 0, example_stream.Rank(0, 1), 120)
+print("tokens", sum(len(example) for step in steps for example in step))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+def test_a_set_five_times_as_large_as_the_object_store_reaches_the_rank_whole(tmp_path: Path) -> None:
+    folder, shard = Folder(str(tmp_path / "examples")), large(20, 100_000)
+    parts = [example_shards.write_shard(folder, f"shard-{number}.parquet", shard) for number in range(50)]  # 400 MB
+    example_shards.write_index(folder, example_shards.Index.of(parts))
+    reader = subprocess.run(
+        [sys.executable, "-c", READER, folder.path], capture_output=True, text=True, timeout=240, check=True
+    )
+    assert f"tokens {20 * 50 * 100_001}" in reader.stdout
 
 
 @pytest.mark.ray
