@@ -186,7 +186,7 @@ def _copy(
     step: Step, name: str, names: Mapping[str, str], values: Mapping[str, Any], reach: Sequence[str], probe: str
 ) -> Step:
     """The step under its new name, with what is varied in it, and the copies of what it builds on and is probed with."""
-    probe_data = {PROBE_DATA: names[probe]} if probe else {}
+    probe_data = {PROBE_DATA: names.get(probe, probe)} if probe else {}
     own = {varied: values[varied] for varied in reach if _reads(step, varied)}
     prefix = f"steps.{step.name}."
     return Step(

@@ -4,7 +4,7 @@ import pytest
 
 from raml_ray import presets
 from raml_ray.config import Config, ConfigError, Step, override
-from raml_ray.stages import sweep
+from raml_ray.stages import inputs, sweep
 
 CHAIN = Config(
     name="chain",
@@ -31,6 +31,9 @@ def test_a_copy_is_probed_with_its_own_trials_trajectories_which_make_no_other_p
     only = {"a": {"steps": ("grpo",), "space": {"grpo.num_updated": (1, 2)}}}
     found = sweep.expanded(override(chain, {"ablate.grids": only}), {})
     assert "verify" in found.trials[0].steps, "what a learner is probed with is made, too"
+    found = sweep.expanded(override(chain, {"steps.grpo.train.probe_data": "verfy"}), {"seed": [1, 2]})
+    with pytest.raises(ConfigError, match=r"train.probe_data='verfy' is no step"):
+        inputs.check(found.config, found.config.steps)
 
 
 def test_words_are_settings_or_ranges_of_values() -> None:
