@@ -1,6 +1,7 @@
 """Which judges a step has, on how many nodes, when their verdicts are too few to mean anything, and two side by side."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -183,6 +184,7 @@ def test_two_judges_are_on_two_nodes_where_each_would_have_room_for_both(tmp_pat
         of_shard = table.set_column(0, "trajectory_id", [ids])
         (source / "trajectories").write_table(f"shard-{index}.parquet", of_shard)
     words = [sys.executable, "-m", "tests.stages.two_nodes", source.path, str(tmp_path / "verdicts")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    alone = os.environ | {"RAY_ENABLE_AUTO_CONNECT": "0"}  # nothing that ends late brings Ray up again
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode == 0, done.stderr[-2000:]
     assert sorted(json.loads(done.stdout.splitlines()[-1]).values()) == [1, 1]
