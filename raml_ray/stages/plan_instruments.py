@@ -68,13 +68,25 @@ def _passing(
 ) -> Line:
     """The line of an instrument that reads `passes` of each trajectory and holds so many bytes over a policy's devices."""
     settings, trajectories = config.analyze, _trajectories(config)
-    flops = trajectories * architecture.model_flops(made, passes, Passes())
-    on_gpus, each = settings.gpus_per_worker > 0, held / settings.gpus_per_policy
-    devices = max(1, settings.num_workers * settings.gpus_per_policy)
-    hours = cost.seconds(flops, assumed.device, devices) / 3600 if on_gpus else None
-    is_too_large = on_gpus and each > assumed.device.num_bytes
+    each, hours = held / settings.gpus_per_policy, _probing(config, made, passes, assumed)
+    is_too_large = hours is not None and each > assumed.device.num_bytes
     tokens, work = trajectories * passes.tokens, f"{trajectories} trajectories"
+    hours = None if hours is None else trajectories * hours
     return Line(step.name, settings.instrument, work, each, parts, tokens, hours, 0, is_too_large)
+
+
+def _probing(config: Config, made: Architecture, passes: Passes, assumed: Assumed) -> float | None:
+    """Hours in which the instrument's workers make these passes; None where they compute on CPU."""
+    settings = config.analyze
+    if not settings.gpus_per_worker:
+        return None
+    devices = max(1, settings.num_workers * settings.gpus_per_policy)
+    return cost.seconds(architecture.model_flops(made, passes, Passes()), assumed.device, devices) / 3600
+
+
+def _texts(count: float, length: float, scored: int = 1) -> Passes:
+    """What reading so many texts of this length takes, with so many tokens of each scored."""
+    return Passes(round(count * length), round(count * scored), round(count * length**2 / 2))
 
 
 def _lhat(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
@@ -91,7 +103,7 @@ def _landscape(whole: Config, config: Config, step: Step, assumed: Assumed) -> L
     made, settings, length = architecture_of(whole, step), config.landscape, _length(whole, step, assumed)
     radii = {"random": len(settings.radii), "update": len(settings.update_radii)}
     texts = sum(radii[plane] for plane in settings.planes) * settings.num_points**2 * settings.num_prefixes
-    passes = Passes(round(texts * length), texts * EXACT_ANSWER_TOKENS, round(texts * length**2 / 2))
+    passes = _texts(texts, length, EXACT_ANSWER_TOKENS)
     is_random = "random" in settings.planes
     held = (4 + 8 * is_random) * made.num_parameters
     parts = "weights, moved weights" + (", two random directions" if is_random else "")
@@ -116,9 +128,8 @@ def _answers(whole: Config, config: Config, step: Step, count: int, each: float,
 
 def _reading(config: Config, made: Architecture, texts: float, length: float, at_once: int, assumed: Assumed) -> float:
     """Hours in which so many engines read texts of this length."""
-    passes = Passes(round(texts * length), round(texts), round(texts * length**2 / 2))
-    devices = max(1, round(at_once * config.engine.gpus_per_engine))
-    return cost.seconds(architecture.model_flops(made, passes, Passes()), assumed.device, devices) / 3600
+    flops = architecture.model_flops(made, _texts(texts, length), Passes())
+    return cost.seconds(flops, assumed.device, max(1, round(at_once * config.engine.gpus_per_engine))) / 3600
 
 
 def _shorter(whole: Config, config: Config, step: Step, assumed: Assumed) -> Line:
@@ -128,11 +139,9 @@ def _shorter(whole: Config, config: Config, step: Step, assumed: Assumed) -> Lin
     ways += draws * (len(settings.fractions) + 1 + len(settings.ways))
     found = _answers(whole, config, step, count, ways * settings.num_samples, assumed)
     hours, tokens = found.hours, found.tokens
-    if hours is not None and "lhat" in settings.ways and config.analyze.gpus_per_worker:
-        made, texts = architecture_of(whole, step), count * length / SENTENCE_TOKENS
-        passes = Passes(round(texts * length), round(texts * EXACT_ANSWER_TOKENS), round(texts * length**2 / 2))
-        devices = max(1, config.analyze.num_workers * config.analyze.gpus_per_policy)
-        hours += cost.seconds(architecture.model_flops(made, passes, Passes()), assumed.device, devices) / 3600
+    if hours is not None and "lhat" in settings.ways:
+        passes = _texts(count * length / SENTENCE_TOKENS, length, EXACT_ANSWER_TOKENS)
+        hours += _probing(config, architecture_of(whole, step), passes, assumed) or 0
     if draws:
         second = architecture_at(settings.summary_policy, f"step {step.name!r}: shorter.summary_policy")
         written, read = assumed.response * settings.summary_tokens, min(length, settings.summary_reads or length)

@@ -13,9 +13,9 @@ from raml_ray.workers import policy
 logger = logging.getLogger(__name__)
 
 
-SPARE = 1.15
-"""A learner is started where there is so much times its estimate: the most by which a measured peak exceeded one
-(docs/memory.md)."""
+SPARE = 1.16
+"""A learner is started where there is so much times its estimate: the most by which a measured peak exceeded one, 2.56 to
+2.22 GiB (docs/memory.md), rounded up."""
 
 
 class Longest(NamedTuple):

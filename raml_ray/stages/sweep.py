@@ -7,6 +7,7 @@ drawn from them, and a policy that two sweeps need is trained once.
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,9 +46,14 @@ class Sweep(NamedTuple):
     trials: tuple[Trial, ...]
 
     def shared(self) -> list[str]:
-        """The steps that more than one trial needs, in the order in which they can be run."""
-        users = [name for trial in self.trials for name in set(trial.steps.values())]
-        return [step.name for step in self.config.steps if users.count(step.name) > 1]
+        """The steps that more than one trial needs, and what their learners are probed with, in the order in which they
+        can be run."""
+        users = Counter(name for trial in self.trials for name in set(trial.steps.values()))
+        wanted = {name for name, count in users.items() if count > 1}
+        for step in reversed(self.config.steps):
+            if step.name in wanted:
+                wanted |= {step.policy, *step.data, probed(self.config, step)}
+        return [step.name for step in self.config.steps if step.name in wanted]
 
     def own(self, trial: Trial) -> list[str]:
         """The steps that this trial alone needs, in the order in which they can be run."""

@@ -62,7 +62,7 @@ def test_what_a_device_has_no_room_for_is_said() -> None:
 
 def test_a_learner_of_a_part_of_a_device_has_that_part_of_its_memory() -> None:
     one = Assumed(1, cost.device("L4"))
-    for share, is_too_large in ((0.6, True), (0.63, False)):  # of 24 GB, for 1.15 times 12.02 GiB
+    for share, is_too_large in ((0.6, True), (0.63, False)):  # of 24 GB, for 1.16 times 12.02 GiB
         config = override(presets.by_name("one_gpu_0.5b"), {"train.gpus_per_worker": share})
         found = {line.step: line.is_too_large for line in plan.plan(config, one)}
         assert (found["grpo_zero"], found["sft"]) == (is_too_large, False)

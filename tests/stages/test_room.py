@@ -40,6 +40,7 @@ def test_the_estimate_is_of_the_strategy_that_is_set(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_with_the_longest_that_does(tmp_path: Path) -> None:
     policy = contexts.policy(tmp_path / "policy")
     room.check(config(memory_gib=1.4), policy, MANY)
+    assert room.SPARE > 2.56 / 2.22  # as docs/memory.md has them
     with pytest.raises(
         ConfigError, match=r"there are 1\.18 GiB \(train\.memory_gib\).* set it to that at most"
     ) as error:

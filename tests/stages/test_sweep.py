@@ -28,6 +28,8 @@ def test_a_copy_is_probed_with_its_own_trials_trajectories_which_make_no_other_p
     found = sweep.expanded(chain, {"generate.num_samples": [1, 2]})
     assert [step.name for step in found.config.steps if step.stage == "grpo"] == ["grpo"]
     assert found.config.for_step("grpo").train.probe_data == "verify_num_samples_1"
+    # Both trials need it, so what it is probed with, which one trial alone would need, is made before it.
+    assert found.shared() == ["base", "generate_num_samples_1", "verify_num_samples_1", "grpo"]
     only = {"a": {"steps": ("grpo",), "space": {"grpo.num_updated": (1, 2)}}}
     found = sweep.expanded(override(chain, {"ablate.grids": only}), {})
     assert "verify" in found.trials[0].steps, "what a learner is probed with is made, too"

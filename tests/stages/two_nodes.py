@@ -4,7 +4,6 @@ Started by test_judging, in a process of its own: the tests' own Ray is another 
 Arguments: the folder of the trajectories, the folder for the verdicts.
 """
 
-import gc
 import json
 import os
 import sys
@@ -52,7 +51,6 @@ def main(source: Folder, target: Folder) -> None:
         marks = os.listdir(Path((target / judging.VERDICTS).path, "judges"))
         print(json.dumps(Counter(name.partition("-")[2] for name in marks)))
     finally:
-        gc.collect()  # Ray Data's executor, which would call Ray, and so connect anew, behind the shutdown
         ray.shutdown()
         cluster.shutdown()
 
